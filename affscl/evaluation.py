@@ -201,7 +201,7 @@ def _two_features(query_features, gallery_features):
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     return query.to(dtype), gallery.to(query.device, dtype)
 
-# %% ../nbs/09_evaluation.ipynb #664e8915
+# %% ../nbs/09_evaluation.ipynb #4d6e230f
 def evaluate(
     query_features,                         # (q, d) tensor or array, as a rule unit rows
     gallery_features,                       # (g, d)
@@ -219,5 +219,5 @@ def evaluate(
         squares = query_square[start:stop, None] + gallery_square
         return squares.addmm_(query[start:stop], gallery.T, alpha=-2)
     # Rounding must not break a tie: distances closer than their own error count as equal.
-    slack = 2 * torch.finfo(query.dtype).eps * float(query_square.max() + gallery_square.max())
+    slack = 8 * torch.finfo(query.dtype).eps * float(query_square.max() + gallery_square.max())
     return _scores(block, len(query), len(gallery), (query_pids, gallery_pids), (query_camids, gallery_camids), slack, ap)

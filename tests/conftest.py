@@ -1,0 +1,37 @@
+"""What several tests share."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches_of_their_own(tmp_path_factory):
+    """Stores and worlds go to a temporary cache: no test reads what an earlier run left behind."""
+    old = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("XDG_CACHE_HOME") if old is None else os.environ.update(XDG_CACHE_HOME=old)
+
+
+@pytest.fixture(autouse=True)
+def no_dataset_from_outside(monkeypatch):
+    """A tester's own AFFSCL_DATA must not decide a test."""
+    monkeypatch.delenv("AFFSCL_DATA", raising=False)
+
+
+@pytest.fixture
+def golden():
+    """Loads tests/golden/NAME.npz."""
+    return lambda name: np.load(ROOT / "tests" / "golden" / f"{name}.npz")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Tests that draw without a generator of their own draw the same every time."""
+    torch.manual_seed(0)
+    np.random.seed(0)

@@ -1,0 +1,81 @@
+"""The notebooks run, each in a process of its own, and keep to the skeleton of a chapter."""
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if path.stem != "index"]
+RUN = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], flags=sys.argv[2], n_workers=0)"
+CAP = 40  # lines in a code cell
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path):
+    done = subprocess.run([sys.executable, "-c", RUN, str(path), os.environ.get("NB_FLAGS", "")], cwd=ROOT,
+                          env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "Success." in done.stdout, done.stderr + done.stdout
+
+
+def cells(path, kind):
+    """Sources of all cells of a kind."""
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def code_lines(source):
+    return [line for line in source.splitlines() if line.strip()]
+
+
+def test_chapters_are_numbered_without_gaps():
+    assert [int(path.stem[:2]) for path in CHAPTERS] == list(range(len(CHAPTERS)))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+class TestSkeleton:
+    def test_title_and_subtitle(self, path):
+        assert re.match(r"# \S.*\n\n> \S", cells(path, "markdown")[0])
+
+    def test_has_every_part(self, path):
+        headings = re.findall(r"^## (.+)$", "\n".join(cells(path, "markdown")), re.M)
+        assert headings[0] == "What you will learn"
+        assert headings[-2:] == ["Summary", "Exercises"]
+        assert any(heading.startswith("What the paper leaves open") for heading in headings)
+
+    def test_cells_are_short(self, path):
+        lengths = [len(code_lines(source)) for source in cells(path, "code")]
+        assert max(lengths) <= CAP
+        assert statistics.median(lengths) <= 8
+
+    def test_imports_stand_alone(self, path):
+        # The documentation build runs every cell that holds an import, whatever its flags.
+        for source in cells(path, "code"):
+            tops = [line for line in code_lines(source) if not line.startswith((" ", "#", ")", "%"))]
+            imports = [line for line in tops if line.startswith(("import ", "from "))]
+            exporting = "nbdev_export()" in source
+            assert not imports or len(imports) == len(tops) or exporting, source
+
+    def test_more_prose_than_code(self, path):
+        words = sum(len(text.split()) for text in cells(path, "markdown"))
+        assert words >= 1.2 * sum(len(code_lines(source)) for source in cells(path, "code"))
+
+    def test_outputs_are_stored(self, path):
+        stored = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code" and cell["outputs"]]
+        text = json.dumps([cell["outputs"] for cell in stored])
+        assert len(stored) >= 5
+        assert '"output_type": "error"' not in text
+        assert "\\r" not in text, "progress bars leave junk in stored outputs"
+        assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text, "a path of one machine in an output"
+
+    def test_has_pictures(self, path):
+        assert path.stem.endswith("cli") or '"image/png"' in path.read_text()
+
+
+def test_sidebar_lists_every_notebook_in_order():
+    listed = re.findall(r"- (\S+\.ipynb)", (ROOT / "nbs" / "_quarto.yml").read_text())
+    assert listed == ["index.ipynb"] + [path.name for path in CHAPTERS]

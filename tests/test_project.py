@@ -1,0 +1,161 @@
+"""The package is what the notebooks export, documented, whole in its wheel, and no more than it should be."""
+import ast
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "affscl").glob("*.py") if not path.stem.startswith("_"))
+# From data to training: a module may import only what stands before it.
+ORDER = ["datasets", "synthetic", "batches", "attention", "network", "jaccard", "clustering", "memory", "losses",
+         "evaluation", "figures", "training", "cli"]
+
+
+def copy_project(folder):
+    """The project without git, caches and runs, in `folder`."""
+    ignore = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "runs", "build", "dist", ".venv", ".pytest_cache", ".hypothesis")
+    return Path(shutil.copytree(ROOT, folder / "copy", ignore=ignore))
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes()
+            for pattern in ("affscl/*.py", "nbs/*.ipynb", "README.md", "pyproject.toml") for path in root.glob(pattern)}
+
+
+def test_notebooks_package_and_readme_are_in_step(tmp_path):
+    copy = copy_project(tmp_path)
+    scripts = Path(sys.executable).parent
+    for command in ([scripts / "nbdev_export"], [scripts / "nbdev_clean"], [sys.executable, "tools/notebooks.py", "readme"]):
+        subprocess.run(command, cwd=copy, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(copy)})
+    before, after = contents(ROOT), contents(copy)
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_every_module_is_in_the_order():
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_one_way(name):
+    tree = ast.parse((ROOT / "affscl" / f"{name}.py").read_text())
+    imported = {node.module.split(".")[1] for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("affscl.")}
+    assert imported <= set(ORDER[:ORDER.index(name)])
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_runtime_needs_no_notebook_tools(name):
+    tree = ast.parse((ROOT / "affscl" / f"{name}.py").read_text())
+    roots = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    roots |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    assert not roots & {"nbdev", "fastcore", "execnb", "IPython", "pytest"}
+
+
+def public(name):
+    """(qualified name, object) of the module's public functions, classes and their methods."""
+    module = importlib.import_module(f"affscl.{name}")
+    for symbol in module.__all__:
+        thing = getattr(module, symbol)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            yield f"{name}.{symbol}", thing
+        if inspect.isclass(thing):
+            for key, value in vars(thing).items():
+                value = value.fget if isinstance(value, property) else value
+                if inspect.isfunction(value) and not key.startswith("_") and key != "forward":
+                    yield f"{name}.{symbol}.{key}", value
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_public_name_is_documented(name):
+    generated = re.compile(r"^\w+\(.*\)$", re.S)  # what dataclass and NamedTuple write by themselves
+    missing = [where for where, thing in public(name) if not (thing.__doc__ or "").strip() or generated.match(thing.__doc__)]
+    assert missing == []
+
+
+def test_the_contract_of_public_names_holds():
+    from affscl.attention import CAM, CASAM  # noqa: F401
+    from affscl.clustering import pseudo_labels
+    from affscl.datasets import load_dataset
+    from affscl.evaluation import evaluate, rerank, score
+    from affscl.jaccard import jaccard_distance
+    from affscl.losses import balanced_l1
+    from affscl.memory import DualMemory
+    from affscl.network import AFF, extract, load_model
+    from affscl.synthetic import make_dataset
+    from affscl.training import RECIPES, Config, train
+
+    def begins(function, *expected):
+        found = list(inspect.signature(function).parameters.values())
+        named = [(p.name, p.default) if p.default is not p.empty else p.name for p in found[:len(expected)]]
+        assert named == list(expected)
+
+    begins(CAM, "channels", ("reduction", 16))
+    begins(CASAM, "channels", ("reduction", 16), ("kernel_size", 7))
+    begins(load_dataset, "name", ("root", None))
+    assert list(inspect.signature(make_dataset).parameters)[:1] == ["root"]
+    assert {"n_ids", "n_cams", "seed"} <= inspect.signature(make_dataset).parameters.keys()
+    begins(AFF, ("backbone", "resnet50"), ("layout", "paper"), ("weights", None))
+    assert list(inspect.signature(extract).parameters)[:2] == ["model", "data"]
+    begins(load_model, "run")
+    begins(jaccard_distance, "features", ("k1", 30), ("k2", 6), ("eps", None))
+    begins(pseudo_labels, "features", ("eps", 0.6), ("min_samples", 4), ("k1", 30), ("k2", 6))
+    begins(DualMemory, "centroids", ("hard", None), ("momentum", 0.1), ("temperature", 0.05), ("hard_reference", "mean"))
+    begins(balanced_l1, "x", ("alpha", 0.9), ("gamma", 1.5))
+    begins(evaluate, "query_features", "gallery_features", "query_pids", "gallery_pids", "query_camids", "gallery_camids")
+    begins(rerank, "query_features", "gallery_features", ("k1", 20), ("k2", 6), ("lambda_value", 0.3))
+    begins(score, "distance", "query_pids", "gallery_pids", "query_camids", "gallery_camids")
+    begins(train, "config", ("out", None), ("resume", None))
+    assert {"quick", "tiny", "small", "market1501", "dukemtmc", "msmt17"} <= RECIPES.keys()
+    assert all(isinstance(recipe, Config) for recipe in RECIPES.values())
+
+
+def test_wheel_holds_the_whole_package_and_nothing_else(tmp_path):
+    copy = copy_project(tmp_path)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, copy],
+                   check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+        scripts = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
+    expected = {f"affscl/{path.relative_to(ROOT / 'affscl')}" for path in (ROOT / "affscl").rglob("*")
+                if path.is_file() and path.suffix in {".py", ".safetensors", ".json"}}
+    assert set(names) == expected
+    assert "affscl-train" in scripts and "affscl-eval" in scripts
+    assert "sys_platform == \"linux\" and platform_machine == \"x86_64\"" in metadata
+    assert not re.search(r"Requires-Dist: (nbdev|fastcore)(?!.*extra)", metadata)
+
+
+def test_console_scripts_exist():
+    import affscl.cli
+    import configparser
+    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini")
+    for entry in settings["DEFAULT"]["console_scripts"].split():
+        module, function = entry.split("=")[1].split(":")
+        assert module == "affscl.cli" and callable(getattr(affscl.cli, function))
+
+
+def test_ci_runs_the_command_that_the_readme_names():
+    commands = re.findall(r"^pip install .*$", (ROOT / "README.md").read_text(), re.M)
+    assert len(commands) == 2, "exactly two commands do all the set-up"
+    assert commands[0].endswith("affscl-train") and commands[1].endswith("pytest")
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "affscl"
+
+
+def test_no_path_of_one_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    names = tracked.stdout.split() if tracked.returncode == 0 else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.md")]
+    texts = {name: (ROOT / name).read_text(errors="ignore") for name in names if name.endswith((".py", ".md", ".ipynb", ".ini", ".yml", ".csv"))}
+    pattern = re.compile(r"(?<![A-Za-z0-9_.])/(?:work|root|farm)/[A-Za-z0-9_.]")
+    assert [name for name, text in texts.items() if pattern.search(text)] == []

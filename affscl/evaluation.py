@@ -69,9 +69,9 @@ def _count(values, limit):
         count += np.int32(value <= limit)
     return count
 
-# %% ../nbs/09_evaluation.ipynb #0ae00f3d
+# %% ../nbs/09_evaluation.ipynb #b128e37a
 @njit(cache=True, nogil=True)
-def _ranks_compiled(distance, starts, matches, junk_starts, junk, slack):
+def _ranks_compiled(distance, starts, matches, junk_starts, junk):
     "Rank of every match of every row of `distance`, nearest first; the lists of row i are items[starts[i]:starts[i + 1]]."
     ranks = np.empty(len(matches), np.int64)
     for i in range(len(distance)):
@@ -79,13 +79,12 @@ def _ranks_compiled(distance, starts, matches, junk_starts, junk, slack):
         mine = np.sort(row[matches[starts[i]:starts[i + 1]]])
         ignored = row[junk[junk_starts[i]:junk_starts[i + 1]]]
         for j in range(len(mine)):
-            limit = mine[j] + slack
-            wrong = _count(row, limit) - _count(mine, limit) - _count(ignored, limit)
+            wrong = _count(row, mine[j]) - _count(mine, mine[j]) - _count(ignored, mine[j])
             ranks[starts[i] + j] = wrong + j + 1
     return ranks
 
-# %% ../nbs/09_evaluation.ipynb #0ed36694
-def _ranks_torch(distance, starts, matches, junk_starts, junk, slack):
+# %% ../nbs/09_evaluation.ipynb #e08c9fc3
+def _ranks_torch(distance, starts, matches, junk_starts, junk):
     "The same as `_ranks_compiled` in torch, on any device."
     b, device = len(distance), distance.device
     lengths = np.diff(starts)
@@ -95,7 +94,7 @@ def _ranks_torch(distance, starts, matches, junk_starts, junk, slack):
     width = int(lengths.max(initial=0))
     limits = distance.new_full((b, width), float("inf"))
     limits[rows, nth] = distance[rows, matches]
-    limits = limits.sort(dim=1).values + slack
+    limits = limits.sort(dim=1).values
     bins = torch.searchsorted(limits, distance)                   # the first match that each crop does not come after
     bins += torch.arange(b, device=device)[:, None] * (width + 1)
     wrong = torch.ones_like(distance, dtype=torch.bool)
@@ -103,16 +102,15 @@ def _ranks_torch(distance, starts, matches, junk_starts, junk, slack):
     counts = torch.bincount(bins[wrong], minlength=b * (width + 1)).view(b, width + 1).cumsum(1)
     return (counts[rows, nth] + nth + 1).cpu().numpy()
 
-# %% ../nbs/09_evaluation.ipynb #db88bd9b
-def _block_ranks(distance, starts, matches, junk_starts, junk, slack):
+# %% ../nbs/09_evaluation.ipynb #46a1bcd8
+def _block_ranks(distance, starts, matches, junk_starts, junk):
     "Ranks of the matches of a block of queries: compiled on a CPU, torch elsewhere."
     if distance.device.type == "cpu":
-        distance = distance.contiguous().numpy()
-        return _ranks_compiled(distance, starts, matches, junk_starts, junk, distance.dtype.type(slack))
-    return _ranks_torch(distance, starts, matches, junk_starts, junk, slack)
+        return _ranks_compiled(distance.contiguous().numpy(), starts, matches, junk_starts, junk)
+    return _ranks_torch(distance, starts, matches, junk_starts, junk)
 
-# %% ../nbs/09_evaluation.ipynb #1e2c7dbe
-def _ranks(block, n_query, n_gallery, rows, cols, junk, slack):
+# %% ../nbs/09_evaluation.ipynb #c3b2242e
+def _ranks(block, n_query, n_gallery, rows, cols, junk):
     "Ranks of all matches, by query, nearest first, from `block(start, stop)`, the distances of some queries."
     step, ranks = max(1, BLOCK // n_gallery), []
     for start in range(0, n_query, step):
@@ -121,7 +119,7 @@ def _ranks(block, n_query, n_gallery, rows, cols, junk, slack):
         for kind in (~junk, junk):
             own = kind & (rows >= start) & (rows < stop)
             lists += [np.searchsorted(rows[own], np.arange(start, stop + 1)), cols[own]]
-        ranks.append(_block_ranks(block(start, stop), *lists, slack))
+        ranks.append(_block_ranks(block(start, stop), *lists))
     return np.concatenate(ranks)
 
 # %% ../nbs/09_evaluation.ipynb #946da030
@@ -136,8 +134,8 @@ def _average(ranks, owners, n_query, ap):
     total = np.bincount(owners, precision, minlength=n_query)
     return np.where(found > 0, total / np.maximum(found, 1), np.nan)
 
-# %% ../nbs/09_evaluation.ipynb #a6bc98a8
-def _scores(block, n_query, n_gallery, pids, camids, slack, ap):
+# %% ../nbs/09_evaluation.ipynb #8fcabdea
+def _scores(block, n_query, n_gallery, pids, camids, ap):
     "`Scores` of queries whose distances to the gallery come from `block(start, stop)`."
     if ap not in ("sum", "trapezoid"):
         raise ValueError(f'ap is the kind of average precision, "sum" or "trapezoid", not {ap!r}')
@@ -154,7 +152,7 @@ def _scores(block, n_query, n_gallery, pids, camids, slack, ap):
     if not len(owners):
         warnings.warn("no query has a match in the gallery, so mAP and CMC are not defined", stacklevel=3)
         return Scores(float("nan"), np.full(RANKS, np.nan), np.full(n_query, np.nan))
-    ranks = _ranks(block, n_query, n_gallery, rows, cols, junk, slack)
+    ranks = _ranks(block, n_query, n_gallery, rows, cols, junk)
     precision = _average(ranks, owners, n_query, ap)
     first = ranks[np.unique(owners, return_index=True)[1]]
     cmc = (first[:, None] <= np.arange(1, RANKS + 1)).mean(0)
@@ -166,7 +164,7 @@ def _floats(values):
     values = torch.as_tensor(values).detach()
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
-# %% ../nbs/09_evaluation.ipynb #f3379d7d
+# %% ../nbs/09_evaluation.ipynb #0b53b806
 def score(
     distance,                               # (q, g) tensor or array, small is near; inf is allowed, nan is not
     query_pids,                             # (q,) person of each query
@@ -185,7 +183,7 @@ def score(
         if some.isnan().any():
             raise ValueError(f"distance holds nan in rows {start} to {stop - 1}: a network that diverged?")
         return some
-    return _scores(block, *distance.shape, (query_pids, gallery_pids), (query_camids, gallery_camids), 0.0, ap)
+    return _scores(block, *distance.shape, (query_pids, gallery_pids), (query_camids, gallery_camids), ap)
 
 # %% ../nbs/09_evaluation.ipynb #1aa67e0c
 def _two_features(query_features, gallery_features):
@@ -201,7 +199,18 @@ def _two_features(query_features, gallery_features):
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     return query.to(dtype), gallery.to(query.device, dtype)
 
-# %% ../nbs/09_evaluation.ipynb #4d6e230f
+# %% ../nbs/09_evaluation.ipynb #157624b0
+def _distinct(features):
+    "Indices of the distinct rows of `features`, and for each row where among them its like is, both tensors on its device."
+    places, first, copy = {}, [], []
+    for i, row in enumerate(features.cpu().numpy()):
+        place = places.setdefault(hash(row.tobytes()), len(first))
+        if place == len(first):
+            first.append(i)
+        copy.append(place)
+    return torch.tensor(first, device=features.device), torch.tensor(copy, device=features.device)
+
+# %% ../nbs/09_evaluation.ipynb #1014a07a
 def evaluate(
     query_features,                         # (q, d) tensor or array, as a rule unit rows
     gallery_features,                       # (g, d)
@@ -213,11 +222,13 @@ def evaluate(
 ):                                          # Scores
     "mAP and CMC of ranking the gallery by Euclidean distance (section 4.1), a block of queries at a time on the features' device. Bad input raises ValueError."
     query, gallery = _two_features(query_features, gallery_features)
-    query_square, gallery_square = query.square().sum(1), gallery.square().sum(1)
+    first, copy = _distinct(gallery)
+    repeats = len(first) < len(gallery)
+    distinct = gallery[first] if repeats else gallery
+    query_square, square = query.square().sum(1), distinct.square().sum(1)
 
     def block(start, stop):
-        squares = query_square[start:stop, None] + gallery_square
-        return squares.addmm_(query[start:stop], gallery.T, alpha=-2)
-    # Rounding must not break a tie: distances closer than their own error count as equal.
-    slack = 8 * torch.finfo(query.dtype).eps * float(query_square.max() + gallery_square.max())
-    return _scores(block, len(query), len(gallery), (query_pids, gallery_pids), (query_camids, gallery_camids), slack, ap)
+        distance = query_square[start:stop, None] + square
+        distance.addmm_(query[start:stop], distinct.T, alpha=-2)
+        return distance[:, copy] if repeats else distance
+    return _scores(block, len(query), len(gallery), (query_pids, gallery_pids), (query_camids, gallery_camids), ap)

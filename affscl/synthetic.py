@@ -222,7 +222,7 @@ def arm(person: Person, pose: Pose, side: int, name: str, turn: float) -> dict[s
     wrist = (elbow[0] + side * out * .2, elbow[1] + .155 * math.cos(b), elbow[2] + .155 * math.sin(b))
     return {f"{name} shoulder": shoulder, f"{name} elbow": elbow, f"{name} wrist": wrist}
 
-# %% ../nbs/01_synthetic.ipynb #5afa6ec0
+# %% ../nbs/01_synthetic.ipynb #f2f46b5c
 @dataclass(frozen=True)
 class Frame:
     "Where on the canvas a body comes to lie, and how the camera looks at it."
@@ -245,7 +245,7 @@ class Frame:
 
     def near(self, y: float) -> float:
         "How much larger things at height y appear."
-        return 1 + self.above * (.5 - y)
+        return 1.22 + self.above * (.5 - y)
 
 # %% ../nbs/01_synthetic.ipynb #c42e460c
 @dataclass(frozen=True)
@@ -583,7 +583,7 @@ def spread(index: int, start: float, step: float = 0.6180339887) -> float:
     "A number in [-1, 1): successive indices lie far apart, however many there are."
     return 2 * ((start + index * step) % 1) - 1
 
-# %% ../nbs/01_synthetic.ipynb #b9174a0f
+# %% ../nbs/01_synthetic.ipynb #7e5dd36e
 def make_camera(seed: int, look: int, camid: int, # 1, 2, ...
                 height: int = 128, # of the crops
                 camera_shift: float = 1.0 # scales every difference in colour between the cameras
@@ -592,14 +592,14 @@ def make_camera(seed: int, look: int, camid: int, # 1, 2, ...
     world, rng, s = stream(CAMERA, seed, look), stream(CAMERA, seed, look, camid), camera_shift
     starts = world.random(6)
     evening = (0, 1, .4, .15)[look % 4]
-    hue, strength = math.pi * spread(camid, starts[0]), s * rng.uniform(.12, .26)
+    hue, strength = math.pi * spread(camid, starts[0]), s * rng.uniform(.008, .024)
     tint = [strength * math.cos(hue + k * 2 * math.pi / 3) for k in range(3)]
     warm = (.16 * evening, 0, -.22 * evening)
     horizon = float(rng.uniform(.22, .5))
     kind = SCENES[int(camid + 10 * starts[5] + look) % len(SCENES)]
-    return Camera(tuple(math.exp(t + w) for t, w in zip(tint, warm)), math.exp(.38 * s * spread(camid, starts[1], .7548776662) + .25 * evening),
-        math.exp(.22 * s * spread(camid, starts[2], .5698402910) - .1 * evening), math.exp(.4 * s * spread(camid, starts[3]) - .1 * s),
-        float(s * rng.uniform(0, .1)), float(rng.uniform(.1, .7)), float(rng.uniform(.62, 1)), float(rng.uniform(.008, .03) * (1 + evening)),
+    return Camera(tuple(math.exp(t + w) for t, w in zip(tint, warm)), math.exp(.12 * s * spread(camid, starts[1], .7548776662) + .25 * evening),
+        math.exp(.08 * s * spread(camid, starts[2], .5698402910) - .1 * evening), math.exp(.18 * s * spread(camid, starts[3])),
+        float(s * rng.uniform(0, .04)), float(rng.uniform(.1, .7)), float(rng.uniform(.62, 1)), float(rng.uniform(.008, .03) * (1 + evening)),
         float(rng.uniform(0, .32)), float(pick(rng, [0, .5, 1, 1.5]) * math.pi / 2 + rng.normal(0, .2)), float(rng.uniform(-1, 1)),
         float(rng.uniform(.05, .3)), paint_scene(stream(SCENE, seed, look, camid), kind, 2 * height, horizon, evening), horizon)
 
@@ -615,7 +615,7 @@ def expose(camera: Camera, image: np.ndarray, # (h, w, 3) float32, 0-255
     x = camera.haze + (1 - camera.haze) * x + camera.noise * rng.standard_normal(x.shape, dtype=np.float32)
     return (np.clip(x, 0, 1) * 255 + .5).astype(np.uint8)
 
-# %% ../nbs/01_synthetic.ipynb #09b44361
+# %% ../nbs/01_synthetic.ipynb #aa7cf8dc
 SCENES = ("street", "park", "wall", "hall", "crossing", "shop")
 
 def paint_scene(rng: np.random.Generator, kind: str, height: int, horizon: float, evening: float = 0.0) -> np.ndarray:
@@ -634,6 +634,7 @@ def paint_scene(rng: np.random.Generator, kind: str, height: int, horizon: float
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(height / 200)), dtype=np.float32)
     coarse = Image.fromarray((128 + 40 * rng.standard_normal((12, 48))).clip(0, 255).astype(np.uint8)).resize((w, h), Image.BICUBIC)
     pixels = pixels * (.8 + .4 * np.asarray(coarse, dtype=np.float32)[..., None] / 255) + rng.normal(0, 5, (h, w, 1))
+    pixels = 142 + .6 * (pixels - 142)
     return np.clip(pixels * (1 - .35 * evening), 0, 255).astype(np.uint8)
 
 # %% ../nbs/01_synthetic.ipynb #87cab8bc
@@ -686,7 +687,7 @@ def draw_ground(draw, rng, kind: str, w: int, h: int, level: int, height: int, g
         draw.line([w / 2 + (x - w / 2) * .6, level, x, h], fill=line, width=2)
     draw.rectangle([0, level, w, level + .02 * height], fill=shift_colour(ground, -60))
 
-# %% ../nbs/01_synthetic.ipynb #b4406e06
+# %% ../nbs/01_synthetic.ipynb #8baa411b
 @dataclass(frozen=True)
 class Box:
     "How a person lies in the crop: a perfect detector gives the default."
@@ -703,10 +704,10 @@ def draw_box(rng: np.random.Generator, nuisance: float = 1.0 # scales errors of 
     "A detector's box: a little off, now and then well off, now and then with something in front."
     bad = rng.random() < .15 * nuisance
     spoil = nuisance * (2.4 if bad else 1.0)
-    size = .9 * math.exp(spoil * rng.normal(0, .045))
-    top = .5 * (1 - size) + spoil * rng.normal(0, .022)
+    size = .94 * math.exp(spoil * rng.normal(0, .04))
+    top = .5 * (1 - size) + spoil * rng.normal(0, .018)
     occluder = pick(rng, OCCLUDERS[1:]) if rng.random() < .15 * nuisance else "none"
-    return Box(float(.5 + spoil * rng.normal(0, .045)), float(top), float(size), occluder, float(rng.choice([-1, 1]) * rng.uniform(.45, 1)))
+    return Box(float(.5 + spoil * rng.normal(0, .035)), float(top), float(size), occluder, float(rng.choice([-1, 1]) * rng.uniform(.45, 1)))
 
 # %% ../nbs/01_synthetic.ipynb #fc07e53b
 def background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> np.ndarray: # (height, width, 3) float32

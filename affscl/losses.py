@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/08_losses.ipynb #a70d4b26
+# %% ../nbs/08_losses.ipynb #e5394f41
 from .clustering import centroids
-from .memory import ClusterMemory, DualMemory, check_choice, check_memory, check_targets, hardest_samples, unit_rows
+from .memory import ClusterMemory, DualMemory, check_choice, check_memory, check_targets, hardest_samples, memory_rows
 
 # %% ../nbs/08_losses.ipynb #cc42ce40
 def info_nce(
@@ -157,7 +157,7 @@ def _check_baseline(label_smoothing, margin):
     if not margin >= 0:
         raise ValueError(f"margin must not be negative, found {margin}: it is a distance")
 
-# %% ../nbs/08_losses.ipynb #c073bb3f
+# %% ../nbs/08_losses.ipynb #cb2c9905
 class CrossEntropyTriplet(nn.Module):
     "The baseline of Table 4: a classifier over the clusters (with parameters), and a batch-hard triplet loss."
 
@@ -171,7 +171,7 @@ class CrossEntropyTriplet(nn.Module):
         super().__init__()
         check_memory(0, temperature)
         _check_baseline(label_smoothing, margin)
-        rows = unit_rows(centroids)
+        rows = memory_rows(centroids)
         n_clusters, d = rows.shape
         self.classifier = nn.Linear(d, n_clusters, bias=False, device=rows.device)
         # After BatchNorm a feature is about sqrt(d) long: this makes the first logits the memory's.

@@ -72,14 +72,14 @@ class Person:
     head: float = 1.0 # size of the head: tall people have relatively small ones
     stride: float = 0.4 # how far the thighs swing when walking, radians
 
-# %% ../nbs/01_synthetic.ipynb #8d38976d
+# %% ../nbs/01_synthetic.ipynb #6583a719
 TOPS = { # sleeve length (share of the arm), hem (0 waist, 1 knee), looseness, opens in front
     "t-shirt": (0.45, 0.08, 1.05, False), "vest": (0.0, 0.05, 1.0, False), "shirt": (1.0, 0.14, 1.08, False),
     "jumper": (1.0, 0.06, 1.12, False), "hoodie": (1.0, 0.10, 1.2, False), "jacket": (1.0, 0.08, 1.22, False),
     "open jacket": (1.0, 0.12, 1.24, True), "coat": (1.0, 0.85, 1.22, False), "open coat": (1.0, 0.75, 1.25, True)}
 BOTTOMS = { # how far down the leg cloth reaches (1: ankle), looseness, is it a tube (skirt)
     "trousers": (1.0, 1.15, False), "wide trousers": (1.0, 1.5, False), "leggings": (1.0, 0.95, False),
-    "shorts": (0.42, 1.3, False), "skirt": (0.45, 1.0, True), "long skirt": (0.8, 1.0, True), "dress": (0.42, 1.0, True)}
+    "shorts": (0.42, 1.2, False), "skirt": (0.45, 1.0, True), "long skirt": (0.8, 1.0, True), "dress": (0.42, 1.0, True)}
 PATTERNS = ("plain", "stripes", "bars", "checks", "dots", "block", "logo", "sleeves", "band")
 HAIRSTYLES = ("short", "bald", "bob", "long", "bun", "ponytail", "curls")
 HEADWEAR = ("none", "cap", "beanie", "hat", "hood")
@@ -210,13 +210,13 @@ def skeleton(person: Person, pose: Pose) -> dict[str, Point]:
     joints |= {"neck": (0.0, .165, 0.0), "head": (0.0, .075, .008)}
     return {name: (x, y + drop, z + pose.lean * (1 - y)) for name, (x, y, z) in joints.items()}
 
-# %% ../nbs/01_synthetic.ipynb #923b7773
+# %% ../nbs/01_synthetic.ipynb #0b533e2e
 def arm(person: Person, pose: Pose, side: int, name: str, turn: float) -> dict[str, Point]:
     "Shoulder, elbow and wrist of one side; `turn` (-1 to 1) says how far the arm is swung forward."
     holds = person.bag in ("handbag", "suitcase") and side == person.bag_side
     a = 0.0 if holds else pose.swing * turn
     b = a + (0.05 if holds else .12 + .5 * pose.swing * max(0.0, turn + .4))
-    shoulder = (side * .098 * person.shoulders * (.7 + .3 * person.girth), .195, 0.0)
+    shoulder = (side * .09 * person.shoulders * (.7 + .3 * person.girth), .208, 0.0)
     out = .035 * person.girth
     elbow = (shoulder[0] + side * out, shoulder[1] + .165 * math.cos(a), .165 * math.sin(a))
     wrist = (elbow[0] + side * out * .2, elbow[1] + .155 * math.cos(b), elbow[2] + .155 * math.sin(b))
@@ -247,7 +247,7 @@ class Frame:
         "How much larger things at height y appear."
         return 1.22 + self.above * (.5 - y)
 
-# %% ../nbs/01_synthetic.ipynb #c42e460c
+# %% ../nbs/01_synthetic.ipynb #aee9ed38
 @dataclass(frozen=True)
 class Paint:
     "How one part is coloured."
@@ -262,14 +262,14 @@ class Figure:
     def __init__(self, frame: Frame):
         self.frame, self.parts = frame, []
 
-    def limb(self, layer, a, b, ra, rb, paint):
-        "A tapered capsule from joint `a` to joint `b` with radii `ra`, `rb`."
+    def limb(self, layer, a, b, ra, rb, paint, hem=False):
+        "A tapered capsule from joint `a` to joint `b` with radii `ra`, `rb`; a `hem` ends flat at `b`."
         (xa, ya), (xb, yb) = self.frame(a), self.frame(b)
         ra, rb = ra * self.frame.scale * self.frame.near(a[1]), rb * self.frame.scale * self.frame.near(b[1])
         length = math.hypot(xb - xa, yb - ya) or 1.0
         u, v = (yb - ya) / length, (xa - xb) / length
         quad = [(xa + u * ra, ya + v * ra), (xb + u * rb, yb + v * rb), (xb - u * rb, yb - v * rb), (xa - u * ra, ya - v * ra)]
-        self.parts.append((layer, "limb", (quad, (xa, ya, ra), (xb, yb, rb)), paint))
+        self.parts.append((layer, "limb", (quad, (xa, ya, ra)) + (() if hem else ((xb, yb, rb),)), paint))
 
     def blob(self, layer, centre, rx, ry, paint, arc=None):
         "An ellipse about a body point, or only its segment between two angles `arc` (degrees, clockwise from the right)."
@@ -291,7 +291,7 @@ class Figure:
             left.append((x - half, row)), right.append((x + half, row))
         self.parts.append((layer, "shape", left + right[::-1], paint))
 
-# %% ../nbs/01_synthetic.ipynb #fdd98d19
+# %% ../nbs/01_synthetic.ipynb #58da209a
 FAR, LEGS, SKIRT, TRUNK, ON_TRUNK, HEAD, ON_HEAD, NEAR, ON_TOP = range(0, 90, 10) # layers, back to front
 
 def add_legs(figure: Figure, person: Person, joints: dict[str, Point]):
@@ -311,21 +311,21 @@ def add_legs(figure: Figure, person: Person, joints: dict[str, Point]):
         if person.boots:
             mid = tuple(.55 * a + .45 * k for a, k in zip(ankle, knee))
             figure.limb(layer + .3, mid, ankle, .033 * g, .026 * g, Paint(person.shoes))
-        figure.limb(layer + .4, hip, knee, .053 * (1 if is_tube else loose) * g, .038 * w, skin if is_tube else cloth)
+        figure.limb(layer + .4, hip, knee, .053 * (1 if is_tube else loose) * g, .038 * w, cloth if covered else skin)
         if not is_tube and length < 1:
             mid = tuple(.85 * k + .15 * h for k, h in zip(knee, hip))
-            figure.limb(layer + .5, hip, mid, .055 * g, .048 * loose * g, cloth)
+            figure.limb(layer + .5, hip, mid, .055 * g, .047 * loose * g, cloth, hem=True)
         if cloth.pattern == "side":
             out = lambda p: (p[0] + math.copysign(.034 * g * loose, p[0]), p[1], p[2])
             figure.limb(layer + .6, out(hip), out(ankle), .009, .008, Paint(cloth.second))
         if cloth.pattern == "patch":
             figure.blob(layer + .6, (knee[0], knee[1], knee[2] + .02), .03, .028, Paint(cloth.second))
 
-# %% ../nbs/01_synthetic.ipynb #beea5600
+# %% ../nbs/01_synthetic.ipynb #b7c9609d
 def trunk_rings(person: Person, drop: float, loose: float, low: float, flare: float = 1.0) -> list:
     "Rings of the trunk from the neck down to height `low`."
     g, s, hip = person.girth * loose, person.shoulders * (.7 + .3 * person.girth), 1 - person.legs
-    rings = [(.158, .035, .03, 0.0), (.178, .092 * s, .045 * g, 0.0), (.21, .108 * s, .058 * g, 0.0),
+    rings = [(.158, .035, .03, 0.0), (.176, .085 * s, .045 * g, 0.0), (.205, .113 * s, .058 * g, 0.0),
              (.3, .092 * (s + g) / 2, .066 * g, .004), (hip - .09, .08 * g, .06 * g + person.belly, .6 * person.belly),
              (hip, .088 * g, .064 * g, 0.0)]
     if low > hip:
@@ -355,7 +355,7 @@ def add_trunk(figure: Figure, person: Person, joints: dict[str, Point]):
     if person.top.kind == "hoodie" and front < .6:
         figure.blob(ON_TRUNK + 2, (0, .185 + drop, -.045), .05 + .012 * abs(front), .035, cloth)
 
-# %% ../nbs/01_synthetic.ipynb #5baff2cc
+# %% ../nbs/01_synthetic.ipynb #320ae3c8
 def top_paint(person: Person) -> Paint:
     "The paint of the trunk."
     top = person.top
@@ -385,7 +385,7 @@ def add_arms(figure: Figure, person: Person, joints: dict[str, Point]):
         figure.limb(layer + .2, shoulder, elbow, .034 * g, .027 * g * (loose if sleeve == 1 else 1), cloth if sleeve == 1 else skin)
         if 0 < sleeve < 1:
             mid = tuple(s + .75 * (e - s) for s, e in zip(shoulder, elbow))
-            figure.limb(layer + .3, shoulder, mid, .037 * g, .038 * g, cloth)
+            figure.limb(layer + .3, shoulder, mid, .037 * g, .039 * g, cloth, hem=True)
 
 # %% ../nbs/01_synthetic.ipynb #d36a03c7
 def add_head(figure: Figure, person: Person, joints: dict[str, Point]):
@@ -583,7 +583,7 @@ def spread(index: int, start: float, step: float = 0.6180339887) -> float:
     "A number in [-1, 1): successive indices lie far apart, however many there are."
     return 2 * ((start + index * step) % 1) - 1
 
-# %% ../nbs/01_synthetic.ipynb #7e5dd36e
+# %% ../nbs/01_synthetic.ipynb #78f6e805
 def make_camera(seed: int, look: int, camid: int, # 1, 2, ...
                 height: int = 128, # of the crops
                 camera_shift: float = 1.0 # scales every difference in colour between the cameras
@@ -599,7 +599,7 @@ def make_camera(seed: int, look: int, camid: int, # 1, 2, ...
     kind = SCENES[int(camid + 10 * starts[5] + look) % len(SCENES)]
     return Camera(tuple(math.exp(t + w) for t, w in zip(tint, warm)), math.exp(.12 * s * spread(camid, starts[1], .7548776662) + .25 * evening),
         math.exp(.08 * s * spread(camid, starts[2], .5698402910) - .1 * evening), math.exp(.18 * s * spread(camid, starts[3])),
-        float(s * rng.uniform(0, .04)), float(rng.uniform(.1, .7)), float(rng.uniform(.62, 1)), float(rng.uniform(.008, .03) * (1 + evening)),
+        float(s * rng.uniform(0, .04)), float(rng.uniform(.1, .7)), float(rng.uniform(.62, 1)), float(rng.uniform(.008, .026) * (1 + .7 * evening)),
         float(rng.uniform(0, .32)), float(pick(rng, [0, .5, 1, 1.5]) * math.pi / 2 + rng.normal(0, .2)), float(rng.uniform(-1, 1)),
         float(rng.uniform(.05, .3)), paint_scene(stream(SCENE, seed, look, camid), kind, 2 * height, horizon, evening), horizon)
 

@@ -62,16 +62,15 @@ def _pairs(query_pids, gallery_pids, query_camids, gallery_camids):
         return rows, cols, np.zeros(len(rows), bool)
     return rows, cols, query_camids[rows] == gallery_camids[cols]
 
-# %% ../nbs/09_evaluation.ipynb #09ad08d9
+# %% ../nbs/09_evaluation.ipynb #73dde14f
 @compiled
 def _count(values, limit):
     "How many of `values` are at most `limit`: one comparison each, which the compiler does many at a time."
-    count = np.int32(0)
-    for value in values:
-        count += np.int32(value <= limit)
+    count = 0
+    for i in range(len(values)):
+        count += values[i] <= limit
     return count
 
-# %% ../nbs/09_evaluation.ipynb #1e5d50b8
 @compiled
 def _ranks_compiled(distance, starts, matches, junk_starts, junk):
     "Rank of every match of every row of `distance`, nearest first; the lists of row i are items[starts[i]:starts[i + 1]]."
@@ -85,7 +84,7 @@ def _ranks_compiled(distance, starts, matches, junk_starts, junk):
             ranks[starts[i] + j] = wrong + j + 1
     return ranks
 
-# %% ../nbs/09_evaluation.ipynb #9cc77f4e
+# %% ../nbs/09_evaluation.ipynb #47604936
 def _ranks_torch(distance, starts, matches, junk_starts, junk):
     "The same as `_ranks_compiled` in torch, on any device."
     b, device = len(distance), distance.device
@@ -104,14 +103,14 @@ def _ranks_torch(distance, starts, matches, junk_starts, junk):
     counts = torch.bincount(bins[wrong], minlength=b * (width + 1)).view(b, width + 1).cumsum(1)
     return (counts[rows, nth] + nth + 1).cpu().numpy()
 
-# %% ../nbs/09_evaluation.ipynb #5352572d
+# %% ../nbs/09_evaluation.ipynb #8a9cfe42
 def _block_ranks(distance, starts, matches, junk_starts, junk):
     "Ranks of the matches of a block of queries: compiled on a CPU, torch elsewhere."
     if distance.device.type == "cpu":
         return _ranks_compiled(distance.contiguous().numpy(), starts, matches, junk_starts, junk)
     return _ranks_torch(distance, starts, matches, junk_starts, junk)
 
-# %% ../nbs/09_evaluation.ipynb #0d85e8aa
+# %% ../nbs/09_evaluation.ipynb #625cd320
 def _ranks(block, n_query, n_gallery, rows, cols, junk):
     "Ranks of all matches, by query, nearest first, from `block(start, stop)`, the distances of some queries."
     step, ranks = max(1, BLOCK // n_gallery), []
@@ -124,7 +123,7 @@ def _ranks(block, n_query, n_gallery, rows, cols, junk):
         ranks.append(_block_ranks(block(start, stop), *lists))
     return np.concatenate(ranks)
 
-# %% ../nbs/09_evaluation.ipynb #c515d76f
+# %% ../nbs/09_evaluation.ipynb #a89bb232
 def _average(ranks, owners, n_query, ap):
     "Average precision of each query (nan without a match) from the `ranks` of its matches, nearest first."
     found = np.bincount(owners, minlength=n_query)
@@ -136,7 +135,7 @@ def _average(ranks, owners, n_query, ap):
     total = np.bincount(owners, precision, minlength=n_query)
     return np.where(found > 0, total / np.maximum(found, 1), np.nan)
 
-# %% ../nbs/09_evaluation.ipynb #2a3d0a83
+# %% ../nbs/09_evaluation.ipynb #fa5d7488
 def _scores(block, n_query, n_gallery, pids, camids, ap):
     "`Scores` of queries whose distances to the gallery come from `block(start, stop)`."
     if ap not in ("sum", "trapezoid"):
@@ -160,45 +159,12 @@ def _scores(block, n_query, n_gallery, pids, camids, ap):
     cmc = (first[:, None] <= np.arange(1, RANKS + 1)).mean(0)
     return Scores(float(np.nanmean(precision)), cmc, precision)
 
-# %% ../nbs/09_evaluation.ipynb #a45c7f30
+# %% ../nbs/09_evaluation.ipynb #fdc091dd
 def _floats(values):
     "`values` as a detached tensor of float32 or float64."
     values = torch.as_tensor(values).detach()
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
-# %% ../nbs/09_evaluation.ipynb #78525f98
-def score(
-    distance,                               # (q, g) tensor or array, small is near; inf is allowed, nan is not
-    query_pids,                             # (q,) person of each query
-    gallery_pids,                           # (g,) person of each gallery crop; a distractor's is no query's
-    query_camids=None,                      # (q,) camera of each query; None: the same-camera rule is off
-    gallery_camids=None,                    # (g,) camera of each gallery crop
-    ap="sum",                               # average precision: a finite "sum", or Market-1501's "trapezoid"
-):                                          # Scores
-    "mAP and CMC of given distances (section 4.1); of equal distances the wrong match ranks first. Bad shapes and nan raise ValueError."
-    distance = _floats(distance)
-    if distance.ndim != 2:
-        raise ValueError(f"distance must have a row for each query and a column for each gallery crop, but its shape is {tuple(distance.shape)}")
-
-    def block(start, stop):
-        some = distance[start:stop]
-        if some.isnan().any():
-            raise ValueError(f"distance holds nan in rows {start} to {stop - 1}: a network that diverged?")
-        return some
-    return _scores(block, *distance.shape, (query_pids, gallery_pids), (query_camids, gallery_camids), ap)
-
-# %% ../nbs/09_evaluation.ipynb #aedb7ba2
-def _distinct(features):
-    "Indices of the distinct rows of `features`, and for each row where among them its like is, both tensors on its device."
-    places, first, copy = {}, [], []
-    for i, row in enumerate(features.cpu().numpy()):
-        place = places.setdefault(hash(row.tobytes()), len(first))
-        if place == len(first):
-            first.append(i)
-        copy.append(place)
-    return torch.tensor(first, device=features.device), torch.tensor(copy, device=features.device)
-
-# %% ../nbs/09_evaluation.ipynb #5f699bf0
 def _two_features(query_features, gallery_features):
     "Both sets of features as float tensors of one type on the queries' device; clear errors."
     query, gallery = _floats(query_features), _floats(gallery_features)
@@ -212,19 +178,51 @@ def _two_features(query_features, gallery_features):
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     return query.to(dtype), gallery.to(query.device, dtype)
 
-# %% ../nbs/09_evaluation.ipynb #6b55f8c8
+# %% ../nbs/09_evaluation.ipynb #9ccd0da8
+def score(
+    distance,                               # (q, g) tensor or array, small is near; inf is allowed, nan is not
+    query_pids,                             # (q,) person of each query
+    gallery_pids,                           # (g,) person of each gallery crop; a distractor's is no query's
+    query_camids,                           # (q,) camera of each query; None: the same-camera rule is off
+    gallery_camids,                         # (g,) camera of each gallery crop
+    ap="sum",                               # average precision: a finite "sum", or Market-1501's "trapezoid"
+):                                          # Scores
+    "mAP and CMC of given distances (section 4.1); of equal distances the wrong match ranks first. Bad shapes and nan raise ValueError."
+    distance = _floats(distance)
+    if distance.ndim != 2:
+        raise ValueError(f"distance must have a row for each query and a column for each gallery crop, but its shape is {tuple(distance.shape)}")
+
+    def block(start, stop):
+        some = distance[start:stop]
+        if np.isnan(some.numpy()).any() if some.device.type == "cpu" else some.isnan().any():
+            raise ValueError(f"distance holds nan in rows {start} to {stop - 1}: a network that diverged?")
+        return some
+    return _scores(block, *distance.shape, (query_pids, gallery_pids), (query_camids, gallery_camids), ap)
+
+# %% ../nbs/09_evaluation.ipynb #e6584a63
+def _distinct(features):
+    "Indices of the distinct rows of `features`, and for each row where among them its like is, both tensors on its device."
+    places, first, copy = {}, [], []
+    for i, row in enumerate(features.cpu().numpy()):
+        place = places.setdefault(hash(row.tobytes()), len(first))
+        if place == len(first):
+            first.append(i)
+        copy.append(place)
+    return torch.tensor(first, device=features.device), torch.tensor(copy, device=features.device)
+
+# %% ../nbs/09_evaluation.ipynb #31433a03
 def _squared(a, b, a_square, b_square):
     "Squared distances of the rows of `a` to those of `b`, whose squared lengths are known."
     return (a_square[:, None] + b_square).addmm_(a, b.T, alpha=-2)
 
-# %% ../nbs/09_evaluation.ipynb #7c8e6077
+# %% ../nbs/09_evaluation.ipynb #286439d8
 def evaluate(
     query_features,                         # (q, d) tensor or array, as a rule unit rows
     gallery_features,                       # (g, d)
     query_pids,                             # (q,) person of each query
     gallery_pids,                           # (g,) person of each gallery crop; a distractor's is no query's
-    query_camids=None,                      # (q,) camera of each query; None: the same-camera rule is off
-    gallery_camids=None,                    # (g,) camera of each gallery crop
+    query_camids,                           # (q,) camera of each query; None: the same-camera rule is off
+    gallery_camids,                         # (g,) camera of each gallery crop
     ap="sum",                               # average precision: a finite "sum", or Market-1501's "trapezoid"
 ):                                          # Scores
     "mAP and CMC of ranking the gallery by Euclidean distance (section 4.1), a block of queries at a time on the features' device. Bad input raises ValueError."
@@ -239,7 +237,7 @@ def evaluate(
         return distance[:, copy] if repeats else distance
     return _scores(block, len(query), len(gallery), (query_pids, gallery_pids), (query_camids, gallery_camids), ap)
 
-# %% ../nbs/09_evaluation.ipynb #761e3d2b
+# %% ../nbs/09_evaluation.ipynb #e5f56690
 def _nearest(x, k):
     "The `k` nearest rows of every row, itself first, their squared distances, and that of the farthest row."
     n, square = len(x), x.square().sum(1)
@@ -254,7 +252,7 @@ def _nearest(x, k):
         lists[part], distances[part] = best.indices.cpu(), best.values.clamp(min=0).cpu()
     return lists, distances, np.maximum(farthest, np.finfo(np.float32).tiny)
 
-# %% ../nbs/09_evaluation.ipynb #b9532675
+# %% ../nbs/09_evaluation.ipynb #9f814256
 def _encode(x, k1, k2):
     "V, sparse (n, n), rows of weights that sum to one; and the squared distance of each row's farthest."
     n, half = len(x), min(int(np.around(k1 / 2)) + 1, k1 + 1)
@@ -270,7 +268,7 @@ def _encode(x, k1, k2):
     mean = csr_array((np.full(n * k2, 1 / k2, np.float32), lists[:, :k2].ravel(), ends), shape=(n, n))
     return mean @ v, farthest
 
-# %% ../nbs/09_evaluation.ipynb #7b3abc19
+# %% ../nbs/09_evaluation.ipynb #cdff1f9f
 def rerank(
     query_features,                         # (q, d) tensor or array, as a rule unit rows
     gallery_features,                       # (g, d)

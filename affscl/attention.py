@@ -9,10 +9,7 @@ __all__ = ['FUSIONS', 'MaxPool', 'ChannelMLP', 'check_fusion', 'fuse', 'CAM', 'C
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/03_attention.ipynb #e59fe36a
-FUSIONS = ("multiply", "residual")  # how an attention map meets the features it was made from
-
-
+# %% ../nbs/03_attention.ipynb #cf54c28a
 class MaxPool(nn.Module):
     "The largest value of each channel over all places: (n, c, h, w) -> (n, c, 1, 1), Eq. 1."
 
@@ -20,7 +17,7 @@ class MaxPool(nn.Module):
         "Pool `features` (n, c, h, w); where several places tie they share the gradient equally."
         return features.amax((2, 3), keepdim=True)
 
-# %% ../nbs/03_attention.ipynb #c9618b54
+# %% ../nbs/03_attention.ipynb #7a18aa2a
 class ChannelMLP(nn.Module):
     "Two linear layers without bias, channels -> channels / reduction -> channels: W0 and W1 of Eq. 1, W'1 and W'2 of Eq. 5."
 
@@ -44,7 +41,10 @@ class ChannelMLP(nn.Module):
         "One logit for each channel: `pooled` (n, c, 1, 1) -> (n, c, 1, 1)."
         return self.up(self.relu(self.down(pooled.flatten(1))))[..., None, None]
 
-# %% ../nbs/03_attention.ipynb #1f8bda2d
+# %% ../nbs/03_attention.ipynb #7ce16d16
+FUSIONS = ("multiply", "residual")  # how an attention map meets the features it was made from
+
+
 def check_fusion(fusion: str) -> str:
     "`fusion` itself, or a ValueError that lists the valid ones."
     if fusion not in FUSIONS:
@@ -60,7 +60,7 @@ def fuse(
     "What leaves an attention module: `attended` alone, or added to what came in."
     return attended if fusion == "multiply" else features + attended
 
-# %% ../nbs/03_attention.ipynb #1139ca26
+# %% ../nbs/03_attention.ipynb #9b85e6ce
 class CAM(nn.Module):
     "Channel attention of the local branch (section 3.3.2, Eqs. 5 and 6): (n, c, h, w) -> (n, c, h, w)."
 
@@ -85,7 +85,7 @@ class CAM(nn.Module):
         "G' of Eq. 6: `features` (n, c, h, w), each channel multiplied by its weight."
         return fuse(features, features * self.channel_weights(features), self.fusion)
 
-# %% ../nbs/03_attention.ipynb #21b6beab
+# %% ../nbs/03_attention.ipynb #3a3540a7
 class CASAM(nn.Module):
     "Channel, then spatial attention of the global branch (section 3.3.1, Eqs. 1-4): (n, c, h, w) -> (n, c, h, w)."
 
@@ -123,7 +123,7 @@ class CASAM(nn.Module):
         refined = features * self.channel_weights(features)
         return fuse(features, refined * self.spatial_weights(refined), self.fusion)
 
-# %% ../nbs/03_attention.ipynb #a5f4801b
+# %% ../nbs/03_attention.ipynb #4ef7afa3
 class SplitAttention(nn.Module):
     "Radix-2 split attention (reference 10 of the paper): the two halves of the channels compete for each channel. (n, c, h, w) -> (n, c, h, w)."
 

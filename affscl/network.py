@@ -444,20 +444,14 @@ def load_model(
         raise ValueError(f"{run.absolute()}: model.safetensors is not of the network that config.json describes: {error}") from error
     return model.eval()
 
-# %% ../nbs/04_network.ipynb #3ee40522
-def _image_batches(data, height, width, batch_size):
-    "Yield normalised float batches of `data`, decoding samples no sooner than needed."
+# %% ../nbs/04_network.ipynb #a4d6d6b0
+def _image_batches(data, model, batch_size, progress):
+    "Yield the images of `data`, a batch at a time, as they are stored."
     if not isinstance(data, (ImageStore, Tensor)):
-        data = [item if isinstance(item, Sample) else Sample(str(item)) for item in data]
-    for start in range(0, len(data), batch_size):
-        rows = range(start, min(start + batch_size, len(data)))
-        if isinstance(data, Tensor):
-            images = data[start : start + batch_size]
-        elif isinstance(data, ImageStore):
-            images = data.batch(list(rows))
-        else:
-            images = ImageStore([data[i] for i in rows], height, width, progress=False).batch(list(range(len(rows))))
-        yield images if images.is_floating_point() else normalise(images)
+        samples = [item if isinstance(item, Sample) else Sample(str(item)) for item in data]
+        data = ImageStore(samples, model.height, model.width, progress=progress)
+    for rows in torch.arange(len(data)).split(batch_size):
+        yield data[rows] if isinstance(data, Tensor) else data.batch(rows)
 
 
 def extract(
@@ -476,8 +470,10 @@ def extract(
     model.eval()
     try:
         with torch.inference_mode(), tqdm(total=len(data), disable=not progress, unit="image", leave=False) as bar:
-            for images in _image_batches(data, model.height, model.width, batch_size):
-                out.append(model(images.to(device), domain).unit.float().cpu())
+            for images in _image_batches(data, model, batch_size, progress):
+                images = images.to(device)
+                images = images if images.is_floating_point() else normalise(images)
+                out.append(model(images, domain).unit.float().cpu())
                 bar.update(len(images))
     finally:
         for module, mode in modes:

@@ -79,7 +79,7 @@ def balance_loss(
         x = memory.mean[targets] - memory.hard[targets]
     return balanced_l1(x).mean()
 
-# %% ../nbs/08_losses.ipynb #35712791
+# %% ../nbs/08_losses.ipynb #48c49bbe
 def _check_weights(hard_weight, mean_weight):
     "Refuse negative weights and a pair of zeros."
     if not (min(hard_weight, mean_weight) >= 0 and hard_weight + mean_weight > 0):
@@ -118,7 +118,7 @@ class SymmetricContrast(nn.Module):
         "Move the memories; after backward, before the optimizer's step."
         self.memory.update(output.unit, targets)
 
-# %% ../nbs/08_losses.ipynb #16bedaa3
+# %% ../nbs/08_losses.ipynb #071a5503
 class SingleContrast(nn.Module):
     "InfoNCE against one memory: Cluster Contrast and its hard variant."
 
@@ -134,7 +134,7 @@ class SingleContrast(nn.Module):
         "Move the memory; after backward, before the optimizer's step."
         self.memory.update(output.unit, targets)
 
-# %% ../nbs/08_losses.ipynb #f433d092
+# %% ../nbs/08_losses.ipynb #eb009f62
 def batch_hard_triplet(
     features: Tensor, # (b, d), not normalised
     targets: Tensor, # (b,) cluster of each instance
@@ -148,7 +148,7 @@ def batch_hard_triplet(
     negative = distance.where(~same, torch.inf).amin(1)
     return F.relu(positive - negative + margin).mean()
 
-# %% ../nbs/08_losses.ipynb #e38b89f9
+# %% ../nbs/08_losses.ipynb #72ff443b
 def _check_baseline(label_smoothing, margin):
     "Refuse a smoothing outside [0, 1) and a negative margin."
     if not 0 <= label_smoothing < 1:
@@ -188,7 +188,7 @@ class CrossEntropyTriplet(nn.Module):
     def update(self, output, targets: Tensor) -> None:
         "Nothing to do: the optimizer moves the classifier."
 
-# %% ../nbs/08_losses.ipynb #3038b2c6
+# %% ../nbs/08_losses.ipynb #99049a84
 CRITERIA = "symmetric", "mean", "hard", "cluster_contrast", "cluster_contrast_hard", "hhcl", "cross_entropy_triplet"
 
 @dataclass
@@ -206,7 +206,7 @@ class LossOptions:
     label_smoothing: float = 0.0  # cross_entropy_triplet: share of the target spread over all clusters
     margin: float = 0.3           # cross_entropy_triplet: margin of the triplet loss
 
-# %% ../nbs/08_losses.ipynb #ae7adbc2
+# %% ../nbs/08_losses.ipynb #439acdb0
 ONE_MEMORY = {"cluster_contrast": "sequential", "cluster_contrast_hard": "hard"}     # criterion: rule of its memory
 _FOR_TWO = "balance", "hard_reference", "hard_start", "normalise_mean"
 
@@ -230,7 +230,7 @@ def check_loss_options(
         raise ValueError(f"balance = {options.balance!r}, but HHCL has no balance loss; set it to 'auto' or 'off', "
                          "or use the criterion 'symmetric' with hard_reference = 'hard'")
 
-# %% ../nbs/08_losses.ipynb #5c07cd73
+# %% ../nbs/08_losses.ipynb #38868602
 def make_criterion(
     options: LossOptions,
     features: Tensor, # (n, d) unit rows, all training samples

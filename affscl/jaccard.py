@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from scipy.sparse import csr_array
 
-# %% ../nbs/05_jaccard.ipynb #b41f33c7
+# %% ../nbs/05_jaccard.ipynb #e661429f
 def unit_rows(
     features,  # (n, d) tensor or array, any device, any floating type
 ):  # -> (n, d) float32 tensor on the same device
@@ -28,7 +28,7 @@ def unit_rows(
     finite = torch.isfinite(norms)
     if not finite.all():
         row = int((~finite).nonzero()[0])
-        raise ValueError(f"features of sample {row} hold NaN or infinity: look for a diverged training or a bad crop")
+        raise ValueError(f"features of sample {row} hold NaN or infinity: has the training diverged?")
     row = int((norms - 1).abs().argmax())
     if abs(float(norms[row]) - 1) > 0.01:
         raise ValueError(
@@ -37,7 +37,7 @@ def unit_rows(
         )
     return features
 
-# %% ../nbs/05_jaccard.ipynb #b6111168
+# %% ../nbs/05_jaccard.ipynb #0c3f0803
 @torch.no_grad()
 def nearest(
     features,  # (n, d) float32 tensor of unit rows
@@ -45,34 +45,34 @@ def nearest(
     block=2**24,  # similarities held in memory at a time
 ):  # -> (lists (n, k1) int32, similarities (n, k1) float32), NumPy arrays
     """The `k1` most similar samples of every sample, best first, itself always in front (decision 28)."""
-    n, rows = len(features), max(1, block // len(features))
-    lists = torch.empty(n, k1, dtype=torch.int32)
-    similarities = torch.empty(n, k1)
+    n, rows = len(features), max(1, min(block // len(features), len(features)))
+    lists, similarities = torch.empty(n, k1, dtype=torch.int32), torch.empty(n, k1)
+    buffer = features.new_empty(rows, n)
     for start in range(0, n, rows):
-        with torch.autocast(features.device.type, enabled=False):
-            product = features[start : start + rows] @ features.T
-        product.diagonal(start).fill_(2)  # above any cosine, so that no duplicate pushes a sample out of its own list
+        part = features[start : start + rows]
+        product = torch.mm(part, features.T, out=buffer[: len(part)])
+        product.diagonal(start).fill_(2)  # above any cosine: no duplicate pushes a sample out of its own list
         best = product.topk(k1)
         lists[start : start + rows] = best.indices
         similarities[start : start + rows] = best.values
     similarities[:, 0] = 1
     return lists.numpy(), similarities.numpy()
 
-# %% ../nbs/05_jaccard.ipynb #3d9b7c1f
+# %% ../nbs/05_jaccard.ipynb #c1430bd1
 def compiled(
     function,  # a function of numbers and NumPy arrays
-):
+):  # -> the same function as machine code
     """Compile a loop with Numba: free of the GIL, kept on disk between runs where a folder can be written."""
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no writable folder for the cache
         return njit(nogil=True)(function)
 
-# %% ../nbs/05_jaccard.ipynb #654cb434
+# %% ../nbs/05_jaccard.ipynb #8123e6a7
 @compiled
 def return_ranks(
     lists,  # (n, k1) int32
-):  # -> (n, k1) int32: the place of i in the list of lists[i, a]; k1 when it is not there
+):  # -> (n, k1) int32: the place of i in the list of lists[i, a]; k1 where it is not there
     """At which place does each neighbour list its owner in return?"""
     n, k1 = lists.shape
     ranks = np.full((n, k1), k1, np.int32)
@@ -84,13 +84,13 @@ def return_ranks(
                     break
     return ranks
 
-# %% ../nbs/05_jaccard.ipynb #bdcbf1f2
+# %% ../nbs/05_jaccard.ipynb #856e87ec
 @compiled
 def known_similarity(
     i, j,  # two samples
     lists, similarities,  # (n, k1) each, from `nearest`
 ):  # -> float32
-    """The similarity of `i` and `j` if either lists the other, else NaN."""
+    """The similarity of `i` and `j` where either lists the other, else NaN."""
     for a in range(lists.shape[1]):
         if lists[i, a] == j:
             return similarities[i, a]
@@ -98,25 +98,24 @@ def known_similarity(
             return similarities[j, a]
     return np.float32(np.nan)
 
-# %% ../nbs/05_jaccard.ipynb #5d83d09f
+# %% ../nbs/05_jaccard.ipynb #af07872d
 @compiled
 def expanded_rows(
     start, stop,  # the rows to do
     lists, similarities, ranks,  # (n, k1) each
     half,  # length of the half lists
-):  # -> (sizes (stop - start,), members, their similarities)
-    """R*(i), Eq. 3 of this chapter, with the similarity of i to each member: NaN where neither lists the other."""
+):  # -> (sizes (stop - start,), members, similarities)
+    """R*(i), the expanded reciprocal set of some rows, with similarities: NaN where neither lists the other."""
     n, k1 = lists.shape
     members = np.empty((stop - start) * k1 * (half + 1), np.int32)
-    weights = np.empty(len(members), np.float32)
-    sizes = np.empty(stop - start, np.int64)
-    in_r, in_expanded = np.full(n, -1), np.full(n, -1)  # marked with i: no clearing between rows
+    cosines, sizes = np.empty(len(members), np.float32), np.empty(stop - start, np.int64)
+    in_r, in_expanded = np.full(n, -1), np.full(n, -1)
     end = 0
     for i in range(start, stop):
         first = end
         for a in range(k1):
             if ranks[i, a] < k1:
-                members[end], weights[end] = lists[i, a], similarities[i, a]
+                members[end], cosines[end] = lists[i, a], similarities[i, a]
                 in_r[lists[i, a]] = in_expanded[lists[i, a]] = i
                 end += 1
         for j in members[first:end]:
@@ -128,13 +127,13 @@ def expanded_rows(
             for a in range(half if 3 * shared > 2 * size else 0):
                 c = lists[j, a]
                 if ranks[j, a] < half and in_expanded[c] != i:
-                    members[end], weights[end] = c, known_similarity(i, c, lists, similarities)
+                    members[end], cosines[end] = c, known_similarity(i, c, lists, similarities)
                     in_expanded[c] = i
                     end += 1
         sizes[i - start] = end - first
-    return sizes, members[:end].copy(), weights[:end].copy()
+    return sizes, members[:end].copy(), cosines[:end].copy()
 
-# %% ../nbs/05_jaccard.ipynb #bdad5a1e
+# %% ../nbs/05_jaccard.ipynb #eed0bd70
 def by_rows(
     kernel,  # compiled function (start, stop, *arguments) -> (sizes, columns, values)
     n,  # number of rows and columns
@@ -149,7 +148,7 @@ def by_rows(
     kind = np.int32 if ends[-1] < 2**31 else np.int64  # half the memory where it will do
     return csr_array((values, columns.astype(kind, copy=False), ends.astype(kind)), shape=(n, n))
 
-# %% ../nbs/05_jaccard.ipynb #cd504011
+# %% ../nbs/05_jaccard.ipynb #060204c0
 @torch.no_grad()
 def fill_unknown(
     pairs,  # csr_array (n, n) of similarities, NaN where unknown; changed in place
@@ -157,20 +156,20 @@ def fill_unknown(
     block=2**21,  # numbers gathered at a time
 ):
     """Compute the similarities that the neighbour search did not keep."""
-    where = np.flatnonzero(np.isnan(pairs.data))
+    unknown = np.flatnonzero(np.isnan(pairs.data))
     rows = np.repeat(np.arange(len(features)), np.diff(pairs.indptr))
     size = max(1, block // features.shape[1])
-    for part in (where[s : s + size] for s in range(0, len(where), size)):
+    for part in (unknown[s : s + size] for s in range(0, len(unknown), size)):
         i, j = (torch.from_numpy(x[part]).long().to(features.device) for x in (rows, pairs.indices))
         pairs.data[part] = (features[i] * features[j]).sum(1).cpu()
 
-# %% ../nbs/05_jaccard.ipynb #6686926b
+# %% ../nbs/05_jaccard.ipynb #9beb8b30
 def encode(
     features,  # (n, d) float32 tensor of unit rows
     k1,  # length of the neighbour lists, the sample itself included
     k2,  # neighbours averaged
 ):  # -> csr_array (n, n), rows of positive weights that sum to one
-    """V(i), the k-reciprocal encoding of every sample: weights over R*(i), averaged over `k2` neighbours."""
+    """The k-reciprocal encoding of every sample: softmax weights over R*(i), averaged over `k2` neighbours."""
     n, half = len(features), min(int(np.around(k1 / 2)) + 1, k1)
     lists, similarities = nearest(features, k1)
     v = by_rows(expanded_rows, n, 1024, lists, similarities, return_ranks(lists), half)
@@ -181,15 +180,15 @@ def encode(
     mean = csr_array((weights, lists[:, :k2].ravel(), np.arange(0, n * k2 + 1, k2, np.int32)), shape=(n, n))
     return mean @ v
 
-# %% ../nbs/05_jaccard.ipynb #e3aaba82
+# %% ../nbs/05_jaccard.ipynb #82c898ce
 @compiled
 def distance_rows(
     start, stop,  # the rows to do
-    row_ends, columns, weights,  # V by rows
-    column_ends, rows, column_weights,  # V by columns: who gives weight to c, and how much
-    limit,  # float32: distances above it are left out
+    row_ends, columns, weights,  # the encodings by rows
+    column_ends, rows, column_weights,  # the inverted index: who gives weight to a column, and how much
+    limit,  # float32: larger distances are left out
 ):  # -> (sizes (stop - start,), columns, distances)
-    """Jaccard distances of some rows to every sample that shares weight with them, as far as `limit`."""
+    """Jaccard distances of some rows to every sample that shares weight with them, up to `limit`."""
     n = len(row_ends) - 1
     others, distances = np.empty((stop - start) * n, np.int32), np.empty((stop - start) * n, np.float32)
     sizes = np.empty(stop - start, np.int64)
@@ -206,39 +205,39 @@ def distance_rows(
                 minima[j] += min(weights[p], column_weights[q])
         for j in touched[:count]:
             m = minima[j]
-            distance = np.float32(0) if i == j else max(np.float32(0), 1 - m / (2 - m))
             minima[j] = 0
+            distance = np.float32(0) if i == j else max(np.float32(0), 1 - m / (2 - m))
             if distance <= limit:
                 others[end], distances[end] = j, distance
                 end += 1
         sizes[i - start] = end - first
     return sizes, others[:end].copy(), distances[:end].copy()
 
-# %% ../nbs/05_jaccard.ipynb #407d6a8a
+# %% ../nbs/05_jaccard.ipynb #79b84b34
 def jaccard_distance(
     features,  # (n, d) tensor or array of unit rows, any device
     k1=30,  # length of the neighbour lists, the sample itself included
-    k2=6,  # neighbours whose encodings are averaged; 1: none but its own
+    k2=6,  # neighbours whose encodings are averaged, itself included; 1: no averaging
     eps=None,  # keep pairs at most this far apart; None: every pair closer than 1
 ):  # -> csr_array (n, n) float32
     """Sparse k-reciprocal Jaccard distance (paper section 4.2); what is not stored is farther than `eps`.
 
-    Zeros and the diagonal are stored explicitly. ValueError: rows that are not finite unit vectors, k1 < 1,
-    k2 outside 1..k1, eps outside [0, 1). A k1 that n samples cannot serve is lowered, with a warning."""
+    Zeros and the diagonal are stored explicitly. ValueError: rows that are not finite unit vectors, k2 outside
+    1..k1, eps outside [0, 1). With k1 >= n, lists of all n samples are used and a warning says so."""
     features = unit_rows(features)
     n = len(features)
     if not 1 <= k2 <= k1:
         raise ValueError(f"k1 and k2 must satisfy 1 <= k2 <= k1, not k1={k1}, k2={k2}")
     if eps is not None and not 0 <= eps < 1:
-        raise ValueError(f"eps must lie in [0, 1), not {eps}: a distance of 1 means that nothing is shared")
+        raise ValueError(f"eps must lie in [0, 1), not {eps}: at distance 1 two samples share nothing")
     if k1 >= n:
         warnings.warn(f"k1={k1} neighbours asked for, but there are only {n} samples: using k1={n}", stacklevel=2)
         k1, k2 = n, min(k2, n)
     v = encode(features, k1, k2)
-    by_column = v.tocsc()
-    v = by_column.tocsr()  # there and back: the columns of each row are in order now
+    index = v.tocsc()
+    v = index.tocsr()  # there and back: now the columns of each row are in order
     limit = np.nextafter(np.float32(1), np.float32(0)) if eps is None else np.float32(eps)
-    matrices = v.indptr, v.indices, v.data, by_column.indptr, by_column.indices, by_column.data
+    matrices = v.indptr, v.indices, v.data, index.indptr, index.indices, index.data
     graph = by_rows(distance_rows, n, max(1, 2**22 // n), *matrices, limit)
     graph.sort_indices()
     return graph

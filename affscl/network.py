@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESNET10_WIDTHS', 'BACKBONES', 'CHOICES', 'FIXED_BY_TABLE8', 'USELESS_WITHOUT_PARTS', 'make_resnet10',
            'make_backbone', 'NetworkOptions', 'check_network_options', 'Halves', 'make_attention', 'AveragePool',
-           'GeMPool', 'Rows', 'GroupedNorm', 'group_norms', 'Output', 'AFF', 'Loaded', 'read_weights',
+           'GeMPool', 'make_neck', 'Rows', 'GroupedNorm', 'group_norms', 'Output', 'AFF', 'Loaded', 'read_weights',
            'shipped_weights', 'find_weights', 'load_weights', 'load_model', 'extract', 'Cost', 'layer_flops',
            'network_cost']
 
@@ -148,7 +148,7 @@ def check_network_options(options: NetworkOptions) -> None:  # or any object tha
     if options.parts == "none":
         _refuse_unless_default(options, USELESS_WITHOUT_PARTS, "parts='none', a network without attention")
 
-# %% ../nbs/04_network.ipynb #7244c2aa
+# %% ../nbs/04_network.ipynb #d0400f67
 class Halves(nn.Module):
     "The local branch (section 3.3): one attention module for each half of the channels, the results stitched together."
 
@@ -162,7 +162,7 @@ class Halves(nn.Module):
         first, second = features.chunk(2, 1)
         return torch.cat([self.first(first), self.second(second)], 1)
 
-
+# %% ../nbs/04_network.ipynb #214343bf
 def make_attention(
     options: NetworkOptions,
     channels: int,  # c, of the backbone's output
@@ -188,7 +188,7 @@ def make_attention(
         branches["local_branch"] = Halves(of_half(channels // 2), of_half(channels // 2))
     return nn.Sequential(branches)
 
-# %% ../nbs/04_network.ipynb #f9f9d37f
+# %% ../nbs/04_network.ipynb #1f1723e0
 class AveragePool(nn.Module):
     "The mean of each channel over all places: (n, c, h, w) -> (n, c)."
 
@@ -208,7 +208,14 @@ class GeMPool(nn.Module):
         "Pool `features` (n, c, h, w); what is below 1e-6 counts as 1e-6."
         return features.float().clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
 
-# %% ../nbs/04_network.ipynb #a694cd2f
+# %% ../nbs/04_network.ipynb #a2aa7262
+def make_neck(dim: int) -> nn.BatchNorm1d:  # (n, dim) -> (n, dim)
+    "The BatchNorm between pooling and comparison, its bias frozen at zero."
+    neck = nn.BatchNorm1d(dim)
+    neck.bias.requires_grad_(False)
+    return neck
+
+# %% ../nbs/04_network.ipynb #7529815c
 class Rows:
     "How the rows of the current batch are divided; all the grouped BatchNorm layers of a network look at the same one."
 
@@ -235,7 +242,7 @@ class Rows:
         if found and not 0 <= min(found) <= max(found) < self.domains:
             raise ValueError(f"domains {found} asked for, but the network has domains={self.domains}, counted from 0")
 
-# %% ../nbs/04_network.ipynb #d0584c4d
+# %% ../nbs/04_network.ipynb #f7100c91
 class GroupedNorm(nn.BatchNorm2d):
     "A BatchNorm that normalises each group of rows, (b, c) or (b, c, h, w), by the group's own statistics."
 
@@ -266,7 +273,7 @@ def group_norms(model: nn.Module, rows: Rows) -> None:
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 setattr(parent, name, GroupedNorm(child, rows))
 
-# %% ../nbs/04_network.ipynb #80eb6844
+# %% ../nbs/04_network.ipynb #a120296c
 class Output(NamedTuple):
     "What the network says about a batch; each (n, d)."
 
@@ -274,7 +281,7 @@ class Output(NamedTuple):
     neck: Tensor  # after the neck's BatchNorm
     unit: Tensor  # the neck's output divided by its length: unit rows
 
-# %% ../nbs/04_network.ipynb #5802e515
+# %% ../nbs/04_network.ipynb #4f6d4bde
 class AFF(nn.Module):
     "The attention-guided fine-grained feature network (sections 3.1 and 3.3)."
 
@@ -296,24 +303,14 @@ class AFF(nn.Module):
         self.backbone = make_backbone(backbone, self.options.last_stride)
         self.attention = make_attention(self.options, self.dim)
         self.pool = GeMPool() if self.options.pooling == "gem" else AveragePool()
-        self.neck = nn.BatchNorm1d(self.dim)
-        self.neck.bias.requires_grad_(False)
+        self.neck = make_neck(self.dim)
         self.rows = Rows(domains, self.options.bn_chunk)
         if domains > 1 or self.rows.chunk:
             group_norms(self, self.rows)
         self.loaded = load_weights(self, weights) if weights else None
 
-    @classmethod
-    def from_options(cls, options: NetworkOptions, domains: int = 1) -> "AFF":
-        "The network that `options` (or any object with its fields, a run's configuration say) describes."
-        return cls(domains=domains, **{field.name: getattr(options, field.name) for field in fields(NetworkOptions)})
-
-    def feature_maps(
-        self,
-        images: Tensor,  # (b, 3, h, w), float, normalised
-        domain: int | Tensor = 0,  # of all images, or (b,) one an image with equal ones side by side
-    ) -> Tensor:  # (b, d, h', w')
-        "The maps after attention and before pooling."
+    def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
+        "The maps (b, d, h', w') after attention and before pooling; arguments as in `forward`."
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"expected float images (b, 3, h, w), got {images.dtype} {tuple(images.shape)}: see batches.normalise")
         self.rows.divide(domain, len(images))
@@ -322,14 +319,14 @@ class AFF(nn.Module):
     def forward(
         self,
         images: Tensor,  # (b, 3, h, w), float, normalised
-        domain: int | Tensor = 0,  # of all images, or (b,) one an image with equal ones side by side
+        domain: int | Tensor = 0,  # of all images, or (b,) one an image, equal ones side by side
     ) -> Output:
         "Pooled features, the same after the neck, and as unit rows: each (b, d), float32."
         pooled = self.pool(self.feature_maps(images, domain)).float()
         neck = self.neck(pooled)
         return Output(pooled, neck, F.normalize(neck))
 
-# %% ../nbs/04_network.ipynb #bf47f780
+# %% ../nbs/04_network.ipynb #25704267
 class Loaded(NamedTuple):
     "What `load_weights` found."
 
@@ -348,7 +345,7 @@ class Loaded(NamedTuple):
 def _some(names, n=3):
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
-# %% ../nbs/04_network.ipynb #01438a25
+# %% ../nbs/04_network.ipynb #4b9065b5
 def read_weights(
     path: str | Path,  # a .pth, .pt or .safetensors file
 ) -> dict[str, Tensor]:
@@ -365,7 +362,7 @@ def read_weights(
     except (SafetensorError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path.absolute()} does not hold a dictionary of plain tensors: {error}") from error
 
-# %% ../nbs/04_network.ipynb #5d4f0b6e
+# %% ../nbs/04_network.ipynb #ea67a3be
 def shipped_weights() -> list[str]:
     "Names of the backbones whose initial weights, trained on synthetic people, come with the package."
     folder = resources.files("affscl") / "weights"
@@ -396,13 +393,14 @@ def find_weights(
             ) from error
     return read_weights(weights)
 
-# %% ../nbs/04_network.ipynb #f3e8aec0
+# %% ../nbs/04_network.ipynb #53f20023
 def load_weights(
     model: AFF,
     weights: str,  # "imagenet", "synthetic" or a path
 ) -> Loaded:
     "Load a backbone (torchvision's names) or a whole network into `model`; warns if something of it is missing or left over."
     state, own = find_weights(weights, model.options.backbone), model.state_dict()
+    held = list(state)
     whole = any(name.startswith("backbone.") for name in state)
     if not whole:
         state = {f"backbone.{name}": value for name, value in state.items() if not name.startswith(("fc.", "classifier."))}
@@ -418,7 +416,7 @@ def load_weights(
         [name for name in state if name not in own],
     )
     if not loaded.matched:
-        raise ValueError(f"nothing in {weights} fits {model.options.backbone}: it has {_some(list(state))}; wanted {_some(wanted)}")
+        raise ValueError(f"nothing in {weights} fits {model.options.backbone}: it holds {_some(held)}")
     wrong = [f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in loaded.matched if state[n].shape != own[n].shape]
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of {weights} have another shape than in {model.options.backbone}: {_some(wrong)}")
@@ -427,7 +425,7 @@ def load_weights(
         warnings.warn(f"weights do not fit exactly: {loaded}", stacklevel=2)
     return loaded
 
-# %% ../nbs/04_network.ipynb #fe62ff67
+# %% ../nbs/04_network.ipynb #7fc8b919
 def load_model(
     run: str | Path,  # a run's folder, with config.json and model.safetensors
 ) -> AFF:  # on the CPU, in eval mode
@@ -446,7 +444,7 @@ def load_model(
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{run.absolute()}: model.safetensors is not of the network that config.json describes: {error}") from error
+        raise ValueError(f"model.safetensors in {run.absolute()} is not of the network in its config.json: {error}") from error
     return model.eval()
 
 # %% ../nbs/04_network.ipynb #7a905de6

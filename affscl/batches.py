@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'SCALE', 'SHIFT', 'ATTEMPTS', 'DRAWS', 'load_crop', 'try_crop', 'load_crops', 'report_unreadable',
            'cache_folder', 'store_name', 'write_store', 'remove_stale', 'build_store', 'ImageStore', 'normalise',
-           'moved', 'erase_boxes', 'augment', 'instances', 'camera_codes', 'cluster_turns', 'pk_batches',
+           'moved', 'erase_boxes', 'augment', 'camera_codes', 'instances', 'cluster_turns', 'pk_batches',
            'BatchOptions', 'TrainBatches', 'train_loader']
 
 # %% ../nbs/02_batches.ipynb #2e8ced10
@@ -196,7 +196,7 @@ class ImageStore:
     def __setstate__(self, state: dict):
         self.__dict__.update(state, images=np.load(state["path"], mmap_mode="r"))
 
-# %% ../nbs/02_batches.ipynb #7375dc5e
+# %% ../nbs/02_batches.ipynb #70afb13d
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SCALE = np.float32([1 / (255 * std) for std in STD]).reshape(3, 1, 1)
@@ -210,7 +210,7 @@ def normalise(
     scale, shift = (torch.from_numpy(x).to(images.device) for x in (SCALE, SHIFT))
     return images.float().mul_(scale).add_(shift)
 
-# %% ../nbs/02_batches.ipynb #d3f91744
+# %% ../nbs/02_batches.ipynb #cb30d28e
 def moved(
     image: np.ndarray,  # (3, h, w)
     mirror: bool,  # left and right swapped first
@@ -226,7 +226,7 @@ def moved(
     ]
     return out
 
-# %% ../nbs/02_batches.ipynb #bfa8231f
+# %% ../nbs/02_batches.ipynb #f5c78c8d
 ATTEMPTS = 10
 
 
@@ -234,14 +234,14 @@ def erase_boxes(
     draws: np.ndarray,  # (b, 2 + 2 * ATTEMPTS) in [0, 1): corner, then areas, then aspects
     height: int,  # pixels
     width: int,  # pixels
-) -> np.ndarray:  # int64 (b, 4): top, left, height, width; no height where no attempt fits
+) -> np.ndarray:  # int64 (b, 4): top, left, height, width; 0 by 0 where no attempt fits
     """Random Erasing's rectangles: 2 to 40 percent of the area, aspect 0.3 to 1/0.3; the first attempt that fits inside."""
     area = height * width * (0.02 + 0.38 * draws[:, 2 : 2 + ATTEMPTS])
     aspect = 0.3 + (1 / 0.3 - 0.3) * draws[:, 2 + ATTEMPTS :]
     high, wide = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
     fits = (high < height) & (wide < width)
     rows, first = np.arange(len(draws)), fits.argmax(1)
-    high, wide = high[rows, first] * fits.any(1), wide[rows, first]
+    high, wide = high[rows, first] * fits.any(1), wide[rows, first] * fits.any(1)
     top, left = draws[:, 0] * (height - high + 1), draws[:, 1] * (width - wide + 1)
     return np.stack([top, left, high, wide], 1).astype(np.int64)
 
@@ -272,7 +272,15 @@ def augment(
             out[i, :, top : top + high, left : left + wide] = 0
     return torch.from_numpy(out)
 
-# %% ../nbs/02_batches.ipynb #8b71083b
+# %% ../nbs/02_batches.ipynb #8c65b188
+def camera_codes(
+    camids: Sequence[int | None] | np.ndarray,  # (n,) camera ids
+) -> np.ndarray:  # int64 (n,), one code a camera; -1: unknown
+    """Number the cameras, an unknown one (None) with -1."""
+    codes = {camid: code for code, camid in enumerate(sorted({c for c in camids if c is not None}))}
+    return np.array([codes.get(camid, -1) for camid in camids], dtype=np.int64)
+
+
 def instances(
     members: np.ndarray,  # (m,) indices of one cluster
     cameras: np.ndarray | None,  # (n,) camera codes of all samples, -1 unknown; None: ignore cameras
@@ -288,15 +296,7 @@ def instances(
         drawn = np.concatenate([drawn, rng.permutation(members)])
     return drawn[:k]
 
-# %% ../nbs/02_batches.ipynb #f45be114
-def camera_codes(
-    camids: Sequence[int | None] | np.ndarray,  # (n,) camera ids
-) -> np.ndarray:  # int64 (n,), one code a camera; -1: unknown
-    """Number the cameras, an unknown one (None) with -1."""
-    codes = {camid: code for code, camid in enumerate(sorted({c for c in camids if c is not None}))}
-    return np.array([codes.get(camid, -1) for camid in camids], dtype=np.int64)
-
-# %% ../nbs/02_batches.ipynb #4890e231
+# %% ../nbs/02_batches.ipynb #4575e90d
 def cluster_turns(
     clusters: int,  # how many there are
     p: int,  # how many a batch, at most `clusters`
@@ -314,7 +314,7 @@ def cluster_turns(
             chosen, waiting = chosen + fresh[:missing], fresh[missing:]
         yield np.array(chosen)
 
-# %% ../nbs/02_batches.ipynb #f83002d8
+# %% ../nbs/02_batches.ipynb #cf4b217b
 def pk_batches(
     labels: np.ndarray | Tensor | Sequence[int],  # (n,) cluster of each sample; negative: never drawn
     camids: Sequence[int | None] | np.ndarray | None,  # (n,) camera of each sample; None: unknown
@@ -343,7 +343,7 @@ def pk_batches(
         batches.append(np.concatenate(drawn))
     return batches
 
-# %% ../nbs/02_batches.ipynb #54a9dc6c
+# %% ../nbs/02_batches.ipynb #62517900
 @dataclass
 class BatchOptions:
     """How training batches are drawn and augmented."""
@@ -357,7 +357,7 @@ class BatchOptions:
     workers: int = 0  # processes that make batches ahead of time; 0: the training process itself
     cache: str | None = None  # folder for decoded crops; None: affscl in the user's cache
 
-# %% ../nbs/02_batches.ipynb #80bac399
+# %% ../nbs/02_batches.ipynb #950cdb30
 @dataclass
 class TrainBatches:
     """One epoch as a data set whose items are whole batches: item i depends on (seed, epoch, i) alone, whoever makes it."""
@@ -382,7 +382,7 @@ class TrainBatches:
         images = augment(self.store.batch(indices), rng, self.options.flip, self.options.pad, self.options.erase)
         return images, torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
 
-# %% ../nbs/02_batches.ipynb #1f249c2e
+# %% ../nbs/02_batches.ipynb #5088673c
 def train_loader(
     store: ImageStore,  # the crops
     labels: np.ndarray | Tensor | Sequence[int],  # (n,) cluster of each sample

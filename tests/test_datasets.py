@@ -1,0 +1,342 @@
+"""Chapter 00: every layout on a tree of a few crops, and every mistake with its message."""
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from affscl.datasets import (
+    Dataset,
+    Sample,
+    folder_samples,
+    image_files,
+    listing,
+    load_dataset,
+    msmt_sample,
+    numbers,
+    parse_name,
+    summary_row,
+)
+
+MARKET = {
+    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c3s1_000551_00.jpg", "0007_c6s4_000001_01.png"],
+    "query": ["0001_c2s1_000301_00.jpg", "0003_c1s1_000002_00.jpg"],
+    "bounding_box_test": [
+        "-1_c1s1_000401_03.jpg", "0000_c2s1_000011_01.jpg", "0001_c4s1_000001_00.jpg", "0003_c3s1_000001_00.jpg",
+    ],
+}
+DUKE = {
+    "bounding_box_train": ["0001_c2_f0046182.jpg"],
+    "query": ["0005_c2_f0046985.jpg"],
+    "bounding_box_test": ["0005_c5_f0051341.jpg", "7139_c8_f0000001.jpg"],
+}
+
+
+def tree(root, files):
+    """Write a small image under every name of {folder: [names]}."""
+    for folder, names in files.items():
+        for name in names:
+            path = root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 8)).save(path)
+    return root
+
+
+def ids(samples):
+    return [(Path(s.path).name, s.pid, s.camid) for s in samples]
+
+
+class TestMarketLayout:
+    def test_market(self, tmp_path):
+        root = tree(tmp_path / "Market-1501-v15.09.15", MARKET)
+        data = load_dataset("market1501", root)
+        assert ids(data.train) == [
+            ("0002_c1s1_000451_03.jpg", 2, 1), ("0002_c3s1_000551_00.jpg", 2, 3), ("0007_c6s4_000001_01.png", 7, 6)]
+        assert ids(data.query) == [("0001_c2s1_000301_00.jpg", 1, 2), ("0003_c1s1_000002_00.jpg", 3, 1)]
+        # junk (-1) goes, the distractor (0) stays
+        assert ids(data.gallery) == [
+            ("0000_c2s1_000011_01.jpg", 0, 2), ("0001_c4s1_000001_00.jpg", 1, 4), ("0003_c3s1_000001_00.jpg", 3, 3)]
+        assert data.name == "market1501" and data.root == root
+        assert all(s.domain == 0 and Path(s.path).is_file() for s in data.train + data.query + data.gallery)
+
+    def test_parent_own_folder_and_environment_give_the_same(self, tmp_path, monkeypatch):
+        root = tree(tmp_path / "Market-1501-v15.09.15", MARKET)
+        own = load_dataset("market1501", str(root))
+        parent = load_dataset("market1501", tmp_path)
+        monkeypatch.setenv("AFFSCL_DATA", str(tmp_path))
+        environment = load_dataset("market1501")
+        for other in (parent, environment):
+            assert (other.root, other.train, other.query, other.gallery) == (own.root, own.train, own.query, own.gallery)
+
+    def test_argument_wins_over_environment(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("AFFSCL_DATA", str(tmp_path / "nowhere"))
+        assert len(load_dataset("market1501", tree(tmp_path / "a", MARKET)).train) == 3
+
+    def test_a_relative_root_survives_a_change_of_folder(self, tmp_path, monkeypatch):
+        tree(tmp_path / "a", MARKET)
+        monkeypatch.chdir(tmp_path)
+        data = load_dataset("market1501", "a")
+        monkeypatch.chdir("/")
+        assert Path(data.train[0].path).is_file()
+
+    def test_home_is_expanded(self, tmp_path, monkeypatch):
+        tree(tmp_path / "crops", MARKET)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert len(load_dataset("market1501", "~/crops").query) == 2
+
+    def test_duke_keeps_distractors_with_ordinary_pids(self, tmp_path):
+        data = load_dataset("dukemtmc", tree(tmp_path / "DukeMTMC-reID", DUKE).parent)
+        assert ids(data.gallery) == [("0005_c5_f0051341.jpg", 5, 5), ("7139_c8_f0000001.jpg", 7139, 8)]
+
+    @pytest.mark.parametrize("given_root, lies_in", [
+        ("cuhk03-np", "cuhk03-np/labeled"), ("", "cuhk03-np/labeled"), ("cuhk03-np/labeled", "cuhk03-np/labeled"),
+        ("", "cuhk03-np/detected"), ("cuhk03-np", "cuhk03-np/detected"), ("cuhk03-np/detected", "cuhk03-np/detected"),
+    ])
+    def test_cuhk03_from_every_root(self, tmp_path, given_root, lies_in):
+        files = {"bounding_box_train": ["0001_c1_1.png"], "query": ["0003_c1_1.png"], "bounding_box_test": ["0003_c2_6.png"]}
+        tree(tmp_path / lies_in, files)
+        data = load_dataset("cuhk03", tmp_path / given_root)
+        assert data.root == tmp_path / lies_in and ids(data.gallery) == [("0003_c2_6.png", 3, 2)]
+
+    def test_cuhk03_takes_the_detectors_boxes_if_both_are_there(self, tmp_path):
+        for kind in ("labeled", "detected"):
+            tree(tmp_path / "cuhk03-np" / kind, MARKET)
+        assert load_dataset("cuhk03", tmp_path).root.name == "detected"
+        assert load_dataset("cuhk03", tmp_path / "cuhk03-np" / "labeled").root.name == "labeled"
+
+    def test_hidden_files_and_others_are_ignored(self, tmp_path):
+        root = tree(tmp_path, MARKET)
+        for name in ["._0002_c1s1_000451_03.jpg", ".DS_Store", "Thumbs.db", "readme.txt"]:
+            (root / "query" / name).touch()
+        (root / "query" / ".cache").mkdir()
+        (root / "query" / ".cache" / "holiday.jpg").touch()
+        assert len(load_dataset("market1501", root).query) == 2
+
+    def test_a_name_that_does_not_parse_is_named(self, tmp_path):
+        root = tree(tmp_path, {**MARKET, "query": ["holiday.jpg"]})
+        with pytest.raises(ValueError, match=re.escape(str(root / "query" / "holiday.jpg"))):
+            load_dataset("market1501", root)
+
+    @pytest.mark.parametrize("split, folder", [("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")])
+    def test_an_empty_split_is_named(self, tmp_path, split, folder):
+        root = tree(tmp_path, {k: v for k, v in MARKET.items() if k != folder})
+        (root / folder).mkdir()
+        with pytest.raises(ValueError, match=f"the {split} split is empty"):
+            load_dataset("market1501", root)
+
+    def test_a_gallery_of_junk_alone_is_empty(self, tmp_path):
+        root = tree(tmp_path, {**MARKET, "bounding_box_test": ["-1_c1s1_000401_03.jpg"]})
+        with pytest.raises(ValueError, match="the gallery split is empty"):
+            load_dataset("market1501", root)
+
+
+class TestWrongRoot:
+    def test_shows_the_expected_tree_and_what_is_there(self, tmp_path):
+        for name in ["train", "photos"]:
+            (tmp_path / name).mkdir()
+        (tmp_path / "notes.txt").touch()
+        with pytest.raises(FileNotFoundError) as error:
+            load_dataset("market1501", tmp_path)
+        message = str(error.value)
+        for expected in ["market1501", str(tmp_path), "Market-1501-v15.09.15", "bounding_box_train/", "query/",
+                         "bounding_box_test/", "notes.txt, photos/, train/"]:
+            assert expected in message
+
+    def test_one_folder_missing(self, tmp_path):
+        root = tree(tmp_path / "Market-1501-v15.09.15", {k: v for k, v in MARKET.items() if k != "query"})
+        with pytest.raises(FileNotFoundError, match=re.escape(f"{root} holds bounding_box_test/, bounding_box_train/.")):
+            load_dataset("market1501", tmp_path)
+
+    def test_no_such_folder_shows_the_nearest_one(self, tmp_path):
+        (tmp_path / "datasets").mkdir()
+        with pytest.raises(FileNotFoundError, match=f"not a folder. {tmp_path} holds datasets/"):
+            load_dataset("msmt17", tmp_path / "dataset" / "MSMT17")
+
+    def test_long_listings_are_cut(self, tmp_path):
+        for i in range(40):
+            (tmp_path / f"{i:02}.txt").touch()
+        assert listing(tmp_path, 3) == f"{tmp_path} holds 00.txt, 01.txt, 02.txt and 37 more."
+        assert listing(tmp_path, 40).count(".txt") == 40 and "more" not in listing(tmp_path, 40)
+
+    def test_without_root_says_what_to_set(self, monkeypatch):
+        with pytest.raises(ValueError, match="AFFSCL_DATA"):
+            load_dataset("market1501")
+        monkeypatch.setenv("AFFSCL_DATA", "")
+        with pytest.raises(ValueError, match="AFFSCL_DATA"):
+            load_dataset("market1501")
+
+    @pytest.mark.parametrize("typed, meant", [
+        ("market", "market1501"), ("Market-1501", "market1501"), ("duke", "dukemtmc"), ("MSMT17_V1", "msmt17"), ("cuhk", "cuhk03")])
+    def test_unknown_name(self, typed, meant):
+        with pytest.raises(ValueError) as error:
+            load_dataset(typed, "anywhere")
+        assert f"Did you mean {meant!r}" in str(error.value)
+        assert "market1501, dukemtmc, msmt17, cuhk03, folder" in str(error.value)
+
+    def test_name_without_resemblance(self):
+        with pytest.raises(ValueError, match="unknown dataset 'zzz'. The datasets are"):
+            load_dataset("zzz", "anywhere")
+
+    def test_a_pattern_is_for_folders_only(self, tmp_path):
+        with pytest.raises(ValueError, match="pattern"):
+            load_dataset("market1501", tree(tmp_path, MARKET), pattern="(?P<pid>.)")
+
+
+class TestMsmt:
+    @pytest.fixture
+    def root(self, tmp_path):
+        root = tmp_path / "MSMT17_V1"
+        lists = {
+            "train": ["0000/0000_000_01_0303morning_0008_1.jpg 0", "0001/0001_003_15_0113noon_0011_0.jpg 1"],
+            "val": ["0000/0000_020_04_0303morning_0009_2.jpg 0", ""],
+            "query": ["0000/0000_000_14_0303morning_0008_1.jpg 0"],
+            "gallery": ["0000/0000_001_02_0303morning_0008_1.jpg 0", "0009/0009_001_02_0303morning_0008_1.jpg 9"],
+        }
+        for name, lines in lists.items():
+            images = root / ("train" if name in ("train", "val") else "test")
+            images.mkdir(parents=True, exist_ok=True)
+            (root / f"list_{name}.txt").write_text("\n".join(lines))
+        return root
+
+    def test_lists(self, root):
+        data = load_dataset("msmt17", root.parent)
+        assert [(s.pid, s.camid) for s in data.train] == [(0, 1), (0, 4), (1, 15)]  # train and val together, sorted
+        assert [(s.pid, s.camid) for s in data.query] == [(0, 14)]
+        assert [(s.pid, s.camid) for s in data.gallery] == [(0, 2), (9, 2)]
+        assert data.train[0].path == str(root / "train" / "0000" / "0000_000_01_0303morning_0008_1.jpg")
+        assert data.gallery[1].path == str(root / "test" / "0009" / "0009_001_02_0303morning_0008_1.jpg")
+
+    @pytest.mark.parametrize("line", ["0000/0000_000_0", "0000/0000_000.jpg 0", "0000/0000_000_x_1.jpg 0", "0000/0000_000_01_1.jpg a b"])
+    def test_a_broken_line_is_named(self, root, line):
+        (root / "list_query.txt").write_text("0000/0000_000_14_0303morning_0008_1.jpg 0\n" + line)
+        with pytest.raises(ValueError, match=re.escape(f"line 2 of {root / 'list_query.txt'}: {line!r}")):
+            load_dataset("msmt17", root)
+
+    def test_a_missing_list_shows_the_tree(self, root):
+        (root / "list_val.txt").unlink()
+        with pytest.raises(FileNotFoundError, match="list_val.txt"):
+            load_dataset("msmt17", root)
+
+    def test_an_empty_list(self, root):
+        (root / "list_gallery.txt").write_text("\n")
+        with pytest.raises(ValueError, match="the gallery split is empty"):
+            load_dataset("msmt17", root)
+
+    def test_the_camera_is_in_the_file_name_not_in_the_folder(self):
+        assert msmt_sample(Path("x"), "a_b_9_c/0000_000_01_x.jpg 3") == Sample(str(Path("x", "a_b_9_c/0000_000_01_x.jpg")), 3, 1)
+
+
+class TestFolder:
+    def test_market_like_names_are_found_and_others_are_unknown(self, tmp_path):
+        root = tree(tmp_path, {"monday": ["0012_c3s1_000001_00.jpg", "img_07.jpg"], "tuesday/late": ["0013_c12_4.png"]})
+        data = load_dataset("folder", root)
+        assert ids(data.train) == [("0012_c3s1_000001_00.jpg", 12, 3), ("img_07.jpg", None, None), ("0013_c12_4.png", 13, 12)]
+        assert data.query == data.gallery == []
+
+    def test_splits_and_names_counted_over_all_of_them(self, tmp_path):
+        files = {"train": ["anna/x_1.png", "zoe/y_1.png"], "query": ["boris/x_1.png"], "gallery": ["boris/y_2.png", "carl/x_1.png"]}
+        data = load_dataset("folder", tree(tmp_path, files), pattern=r"^(?P<pid>[^/]+)/(?P<camid>\w)_")
+        assert [(s.pid, s.camid) for s in data.train] == [(1, 1), (4, 2)]
+        assert [(s.pid, s.camid) for s in data.query] == [(2, 1)]
+        assert [(s.pid, s.camid) for s in data.gallery] == [(2, 2), (3, 1)]
+
+    def test_train_alone(self, tmp_path):
+        assert len(load_dataset("folder", tree(tmp_path, {"train": ["a.png"], "other": ["b.png"]})).train) == 1
+
+    @pytest.mark.parametrize("there", [["query"], ["train", "query"], ["query", "gallery"], ["train", "gallery"]])
+    def test_some_splits_missing(self, tmp_path, there):
+        with pytest.raises(FileNotFoundError) as error:
+            load_dataset("folder", tree(tmp_path, {split: ["a.png"] for split in there}))
+        for split in {"train", "query", "gallery"} - set(there):
+            assert split in str(error.value).split("but not")[1]
+
+    def test_empty_query(self, tmp_path):
+        root = tree(tmp_path, {"train": ["a.png"], "gallery": ["b.png"]})
+        (root / "query").mkdir()
+        with pytest.raises(ValueError, match="the query split is empty"):
+            load_dataset("folder", root)
+
+    def test_a_pattern_of_the_user_must_fit_every_crop(self, tmp_path):
+        root = tree(tmp_path, {"": ["7_a.png", "holiday.png"]})
+        with pytest.raises(ValueError, match="'holiday.png'"):
+            load_dataset("folder", root, pattern=r"^(?P<pid>\d+)_")
+
+    def test_a_pattern_may_leave_one_group_out_or_open(self, tmp_path):
+        root = tree(tmp_path, {"": ["7_a.png", "8.png"]})
+        assert [(s.pid, s.camid) for s in folder_samples(root, r"^(?P<pid>\d+)")["train"]] == [(7, None), (8, None)]
+        assert [(s.pid, s.camid) for s in folder_samples(root, r"^(?P<pid>\d+)(_(?P<camid>\w))?")["train"]] == [(7, 1), (8, None)]
+
+    @pytest.mark.parametrize("pattern, said", [("(?P<pid>", "no regular expression"), (r"(\d+)_", r"\(\?P<pid>")])
+    def test_broken_patterns(self, tmp_path, pattern, said):
+        with pytest.raises(ValueError, match=said):
+            load_dataset("folder", tree(tmp_path, {"": ["1_c1.png"]}), pattern=pattern)
+
+    def test_junk_goes(self, tmp_path):
+        assert ids(load_dataset("folder", tree(tmp_path, {"": ["-1_c1.png", "4_c1.png"]})).train) == [("4_c1.png", 4, 1)]
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(ValueError, match="the train split is empty"):
+            load_dataset("folder", tmp_path)
+        with pytest.raises(FileNotFoundError, match="not a folder"):
+            load_dataset("folder", tmp_path / "none")
+
+
+class TestNames:
+    @given(pid=st.integers(-1, 99_999), camid=st.integers(0, 99), rest=st.sampled_from(["s1_000451_03.jpg", "_f0046182.jpg", "_1.png"]),
+           folder=st.sampled_from(["", "a/", "0009_c9/", "x_c1s1/"]))
+    @settings(deadline=None, max_examples=60)
+    def test_pid_and_camid_come_back_wherever_the_file_lies(self, pid, camid, rest, folder):
+        assert tuple(map(int, parse_name(f"{folder}{pid:04d}_c{camid}{rest}"))) == (pid, camid)
+
+    @pytest.mark.parametrize("name", ["holiday.jpg", "0002-c1.jpg", "x0002_c1.jpg", "0002_c1/holiday.jpg", "0002_cam1.jpg"])
+    def test_other_names(self, name):
+        assert parse_name(name) is None
+
+    @given(st.sets(st.one_of(st.none(), st.integers(-1, 10**6).map(str), st.text("abxyz09_", min_size=1, max_size=4))))
+    @settings(deadline=None, max_examples=100)
+    def test_numbers(self, values):
+        given_numbers = numbers(values)
+        assert given_numbers[None] is None and given_numbers.keys() == values | {None}
+        texts = values - {None}
+        if all(re.fullmatch(r"-?\d+", t) for t in texts):
+            assert all(given_numbers[t] == int(t) for t in texts)
+        else:
+            assert sorted(given_numbers[t] for t in texts) == list(range(1, len(texts) + 1))  # one each, never -1 or 0
+
+    def test_order_does_not_depend_on_the_file_system(self, tmp_path):
+        names = ["b/2.jpg", "a/1.jpg", "B.jpg", "a.jpg", "c.JPEG"]
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        assert image_files(tmp_path) == sorted(names)
+
+    def test_links_are_followed_but_not_for_ever(self, tmp_path):
+        outside = tree(tmp_path / "outside", {"more": ["1.png"]})
+        inside = tree(tmp_path / "inside", {"": ["0.png"]})
+        (inside / "link").symlink_to(outside)
+        (outside / "back").symlink_to(inside)
+        assert image_files(inside) == ["0.png", "link/more/1.png"]
+
+
+class TestSummary:
+    def test_table(self, tmp_path):
+        assert repr(load_dataset("market1501", tree(tmp_path, MARKET))).splitlines() == [
+            "market1501",
+            "split    images  identities  cameras  distractors",
+            "train         3           2        3",
+            "query         2           2        2",
+            "gallery       3           2        3            1",
+        ]
+
+    def test_unknown_pids_and_cameras_are_not_counted(self):
+        samples = [Sample("a"), Sample("b", 0, 0), Sample("c", None, 0)]
+        assert summary_row("train", samples) == ("train", "3", "1", "1", "")
+
+    def test_distractors_are_those_nobody_asks_for(self):
+        samples = [Sample("a", 4), Sample("b", 5), Sample("c", 5), Sample("d")]
+        assert summary_row("gallery", samples, {4}) == ("gallery", "4", "1", "0", "2")
+
+    def test_thousands(self):
+        assert "12,936" in repr(Dataset("m", Path(), [Sample("a", 1, 1)] * 12_936, [], []))

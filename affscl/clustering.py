@@ -66,7 +66,7 @@ def cluster_report(
         report["nmi"] = float(normalized_mutual_info_score(pids, alone))
     return report
 
-# %% ../nbs/06_clustering.ipynb #7252b0e2
+# %% ../nbs/06_clustering.ipynb #af536b8d
 def require_clusters(
     labels,  # (n,) pseudo labels, -1: outlier
     eps,  # the eps they were made with
@@ -86,7 +86,7 @@ def require_clusters(
         f"and training needs at least two; {advice}"
     )
 
-# %% ../nbs/06_clustering.ipynb #41cfd900
+# %% ../nbs/06_clustering.ipynb #9977583a
 def centroids(
     features,  # (n, d) tensor or array of unit rows, any device
     labels,  # (n,) pseudo labels 0..K-1, -1: outlier

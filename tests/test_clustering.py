@@ -1,0 +1,195 @@
+"""Pseudo labels against golden values and dense DBSCAN; centroids and reports against naive versions."""
+import inspect
+import warnings
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from sklearn.cluster import DBSCAN
+
+from affscl.clustering import ClusterOptions, centroids, cluster_report, pseudo_labels, require_clusters
+from affscl.jaccard import jaccard_distance
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "jaccard.npz")
+
+
+def crowd(n, people, noise, seed, d=16):
+    """Unit rows around so many centres, and who is who."""
+    g = torch.Generator().manual_seed(seed)
+    pids = torch.arange(n) % people
+    x = torch.randn(people, d, generator=g)[pids] + noise * torch.randn(n, d, generator=g)
+    return torch.nn.functional.normalize(x), pids.numpy()
+
+
+# --- pseudo labels -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("k1, k2", GOLDEN["ks"].tolist())
+def test_golden_labels(k1, k2):
+    for eps, want in zip(GOLDEN["eps"], GOLDEN[f"labels_k{k1}_{k2}"], strict=True):
+        labels = pseudo_labels(GOLDEN["features"], float(eps), 4, k1, k2)
+        assert labels.dtype == np.int64
+        np.testing.assert_array_equal(labels, want)
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(31, 120), people=st.integers(1, 10), noise=st.floats(0, 2), eps=st.floats(0.1, 0.95),
+       min_samples=st.integers(1, 8), seed=st.integers(0, 999))
+def test_equals_dense_dbscan(n, people, noise, eps, min_samples, seed):
+    x, _ = crowd(n, people, noise, seed)
+    graph = jaccard_distance(x, 15, 4)
+    full = np.ones(graph.shape, np.float32)
+    full[graph.tocoo().coords] = graph.data
+    eps = float(np.float32(eps))
+    want = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels = pseudo_labels(x, eps, min_samples, 15, 4)
+    np.testing.assert_array_equal(labels, want)
+    assert set(labels[labels >= 0]) == set(range(labels.max() + 1))
+
+
+def test_finds_well_separated_people():
+    x, pids = crowd(400, 20, 0.3, 0, d=64)
+    assert cluster_report(pseudo_labels(x), pids)["ari"] == 1
+
+
+def test_identical_images_are_one_cluster():
+    # Zero distances dropped from the graph would leave outliers only.
+    x, _ = crowd(60, 60, 0, 0, d=32)
+    labels = pseudo_labels(torch.cat([x[:1].repeat(12, 1), x[1:2].repeat(12, 1), x[2:]]), 0.5, 4, 12, 3)
+    assert len(set(labels[:12])) == 1 and len(set(labels[12:24])) == 1
+    assert labels[0] >= 0 and labels[12] >= 0 and labels[0] != labels[12]
+
+
+def test_order_of_samples_does_not_change_clear_clusters():
+    x, _ = crowd(300, 15, 0.4, 3, d=64)
+    order = np.random.default_rng(0).permutation(300)
+    labels, permuted = pseudo_labels(x), pseudo_labels(x[order])
+    assert cluster_report(permuted, labels[order])["ari"] == 1
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(eps=0), "between 0 and 1"), (dict(eps=1.0), "between 0 and 1"), (dict(eps=float("nan")), "between 0 and 1"),
+    (dict(min_samples=0), "min_samples must be at least 1, not 0"), (dict(k1=3), "1 <= k2 <= k1"),
+])
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        pseudo_labels(crowd(40, 4, 1, 0)[0], **options)
+
+
+def test_defaults_agree():
+    defaults = {name: p.default for name, p in inspect.signature(pseudo_labels).parameters.items() if name != "features"}
+    assert defaults == asdict(ClusterOptions())
+
+
+# --- centroids ---------------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 60), clusters=st.integers(1, 8), seed=st.integers(0, 999))
+def test_centroids_are_normalised_means(n, clusters, seed):
+    x, _ = crowd(n, n, 1, seed, d=5)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, clusters, n)
+    _, inside = np.unique(labels[labels >= 0], return_inverse=True)
+    labels[labels >= 0] = inside  # numbered without gaps
+    got = centroids(x, labels)
+    assert got.shape == (labels.max() + 1, 5) and got.dtype == torch.float32
+    for k, row in enumerate(got):
+        mean = np.mean([x[i].double().numpy() for i in range(n) if labels[i] == k], axis=0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_centroids_by_hand():
+    x = torch.tensor([[1.0, 0], [0, 1], [0, -1], [-1, 0]])
+    want = [[2**-0.5, 2**-0.5], [-1, 0]]
+    np.testing.assert_allclose(centroids(x, [0, 0, -1, 1]), want, atol=1e-7)
+    np.testing.assert_allclose(centroids(x.double().numpy(), torch.tensor([0, 0, -1, 1])), want, atol=1e-7)
+
+
+def test_centroids_of_outliers_only():
+    assert centroids(torch.eye(4), [-1] * 4).shape == (0, 4)
+
+
+def test_centroids_refuse_other_lengths():
+    with pytest.raises(ValueError, match="4 features but 3 labels"):
+        centroids(torch.eye(4), [0, 0, 1])
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+def naive_scores(labels, pids):
+    """ARI by looking at every pair, NMI by entropies; each outlier a cluster of its own."""
+    labels = [k if k >= 0 else f"alone {i}" for i, k in enumerate(labels)]
+    pairs = list(combinations(range(len(labels)), 2))
+    in_k = [labels[i] == labels[j] for i, j in pairs]
+    in_p = [pids[i] == pids[j] for i, j in pairs]
+    both, a, b, n = sum(x and y for x, y in zip(in_k, in_p)), sum(in_k), sum(in_p), len(pairs)
+
+    def entropy(values):
+        share = np.array([values.count(v) for v in set(values)]) / len(values)
+        return -(share * np.log(share)).sum()
+
+    h_k, h_p, h_kp = entropy(labels), entropy(list(pids)), entropy(list(zip(labels, pids)))
+    return (both - a * b / n) / ((a + b) / 2 - a * b / n), 2 * (h_k + h_p - h_kp) / (h_k + h_p)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), n=st.integers(6, 40))
+def test_scores_equal_naive_ones(seed, n):
+    rng = np.random.default_rng(seed)
+    labels = np.r_[0, 0, 1, rng.integers(-1, 5, n)]
+    pids = np.r_[0, 0, 1, rng.integers(0, 4, n)].tolist()
+    report = cluster_report(labels, pids)
+    ari, nmi = naive_scores(labels.tolist(), pids)
+    assert report["ari"] == pytest.approx(ari, abs=1e-9) and report["nmi"] == pytest.approx(nmi, abs=1e-9)
+
+
+def test_report_by_hand():
+    report = cluster_report([0, 0, 1, 1, -1, 2], pids=[1, 1, 2, 2, 3, 4], camids=[1, 2, 1, 1, 2, 3])
+    assert report == dict(clusters=3, outlier_share=1 / 6, multi_camera_share=1 / 3, ari=1.0, nmi=1.0)
+
+
+def test_report_of_what_is_unknown():
+    report = cluster_report(np.array([0, 0, 1, -1]))
+    assert report == dict(clusters=2, outlier_share=0.25, multi_camera_share=None, ari=None, nmi=None)
+    report = cluster_report([0, 0, 1, -1], pids=[1, 1, None, 2], camids=[None] * 4)
+    assert report["ari"] is None and report["nmi"] is None and report["multi_camera_share"] is None
+
+
+def test_report_without_clusters():
+    report = cluster_report([-1, -1, -1], pids=[1, 1, 2], camids=[1, 2, 1])
+    assert report["clusters"] == 0 and report["outlier_share"] == 1 and report["multi_camera_share"] is None
+    assert report["ari"] == 0  # every pair told apart
+
+
+def test_outliers_cost():
+    pids = np.repeat(np.arange(5), 8)
+    with_outliers = pids.copy()
+    with_outliers[::4] = -1
+    assert cluster_report(pids, pids)["ari"] == 1 > cluster_report(with_outliers, pids)["ari"]
+
+
+def test_single_camera_clusters_are_seen():
+    pids, camids = np.repeat(np.arange(6), 10), np.tile([1, 2], 30)
+    assert cluster_report(pids, camids=camids)["multi_camera_share"] == 1
+    assert cluster_report(2 * pids + camids - 1, camids=camids)["multi_camera_share"] == 0
+
+
+# --- too few clusters --------------------------------------------------------------------------------------------
+
+def test_two_clusters_will_do():
+    require_clusters([0, 1, -1, -1], 0.6, 4)
+
+
+@pytest.mark.parametrize("labels, message", [
+    ([-1] * 9 + [0], "found 1 cluster in 10 samples.*90% of them are outliers: raise eps .now 0.6. or lower min_samples .now 4"),
+    ([-1] * 7, "found 0 clusters in 7 samples.*100% of them are outliers: raise eps"),
+    ([0] * 9 + [-1], "found 1 cluster in 10 samples.*in one cluster: lower eps .now 0.6."),
+])
+def test_advice(labels, message):
+    with pytest.raises(ValueError, match=message):
+        require_clusters(labels, 0.6, 4)

@@ -242,7 +242,7 @@ class Rows:
         if found and not 0 <= min(found) <= max(found) < self.domains:
             raise ValueError(f"domains {found} asked for, but the network has domains={self.domains}, counted from 0")
 
-# %% ../nbs/04_network.ipynb #f7100c91
+# %% ../nbs/04_network.ipynb #62d2240e
 class GroupedNorm(nn.BatchNorm2d):
     "A BatchNorm that normalises each group of rows, (b, c) or (b, c, h, w), by the group's own statistics."
 
@@ -267,7 +267,9 @@ class GroupedNorm(nn.BatchNorm2d):
 
 
 def group_norms(model: nn.Module, rows: Rows) -> None:
-    "Replace every BatchNorm inside `model` by a `GroupedNorm` that looks at `rows`."
+    "Replace every BatchNorm inside `model` by a `GroupedNorm` that looks at `rows`, if `rows` ever has groups."
+    if rows.domains == 1 and rows.chunk is None:
+        return
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -281,7 +283,7 @@ class Output(NamedTuple):
     neck: Tensor  # after the neck's BatchNorm
     unit: Tensor  # the neck's output divided by its length: unit rows
 
-# %% ../nbs/04_network.ipynb #4f6d4bde
+# %% ../nbs/04_network.ipynb #28f73c50
 class AFF(nn.Module):
     "The attention-guided fine-grained feature network (sections 3.1 and 3.3)."
 
@@ -291,7 +293,7 @@ class AFF(nn.Module):
         layout: str = "paper",  # or "table8"
         weights: str | None = None,  # None, "imagenet", "synthetic" or a path
         height: int = 256,  # of the crops, in pixels
-        width: int = 128,  # of the crops, in pixels
+        width: int = 128,
         domains: int = 1,  # how many sets of BatchNorm statistics and scales
         **options,  # the other fields of NetworkOptions
     ):
@@ -305,8 +307,7 @@ class AFF(nn.Module):
         self.pool = GeMPool() if self.options.pooling == "gem" else AveragePool()
         self.neck = make_neck(self.dim)
         self.rows = Rows(domains, self.options.bn_chunk)
-        if domains > 1 or self.rows.chunk:
-            group_norms(self, self.rows)
+        group_norms(self, self.rows)
         self.loaded = load_weights(self, weights) if weights else None
 
     def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
@@ -322,7 +323,7 @@ class AFF(nn.Module):
         domain: int | Tensor = 0,  # of all images, or (b,) one an image, equal ones side by side
     ) -> Output:
         "Pooled features, the same after the neck, and as unit rows: each (b, d), float32."
-        pooled = self.pool(self.feature_maps(images, domain)).float()
+        pooled = self.pool(self.feature_maps(images, domain)).float()  # in 32 bits from here on, under autocast too
         neck = self.neck(pooled)
         return Output(pooled, neck, F.normalize(neck))
 
@@ -495,7 +496,7 @@ class Cost(NamedTuple):
     def __str__(self):
         return f"{self.params / 1e6:.2f} M parameters, {self.macs / 1e9:.2f} G MACs, {self.flops / 1e9:.2f} G FLOPs, {self.memory:.2f} MB"
 
-# %% ../nbs/04_network.ipynb #c9227a8d
+# %% ../nbs/04_network.ipynb #9532f1f8
 def layer_flops(module: nn.Module, x: Tensor, y: Tensor) -> int:
     "Operations of one layer that turned `x` (1, ...) into `y`, by torchstat's rules; kinds it does not know count 0."
     if isinstance(module, nn.Conv2d):
@@ -514,8 +515,8 @@ def network_cost(
     width: int | None = None,  # of the image; None: the model's own
 ) -> Cost:
     "Parameters, operations and activation memory of one forward pass of one image in eval mode (Table 8)."
-    model = copy.deepcopy(model).cpu().eval()
-    image, seen = torch.zeros(1, 3, height or model.height, width or model.width), {}
+    model = copy.deepcopy(model).to("meta").eval()  # shapes are enough to count, so nothing is computed
+    image, seen = torch.zeros(1, 3, height or model.height, width or model.width, device="meta"), {}
     for module in model.modules():
         is_layer = not list(module.children()) or isinstance(module, GroupedNorm)
         if is_layer and not isinstance(module, (nn.Identity, nn.Sequential)):

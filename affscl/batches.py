@@ -382,7 +382,7 @@ class TrainBatches:
         images = augment(self.store.batch(indices), rng, self.options.flip, self.options.pad, self.options.erase)
         return images, torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
 
-# %% ../nbs/02_batches.ipynb #5088673c
+# %% ../nbs/02_batches.ipynb #6814ce56
 def train_loader(
     store: ImageStore,  # the crops
     labels: np.ndarray | Tensor | Sequence[int],  # (n,) cluster of each sample
@@ -399,4 +399,6 @@ def train_loader(
             raise ValueError(f"a batch of {len(batch)} crops does not divide among {world} processes; choose p * k accordingly")
     data = TrainBatches(store, np.asarray(labels, dtype=np.int64), batches, options, seed, epoch, rank, world)
     generator = torch.Generator().manual_seed(seed)  # the loader draws a number; not from the global generator
-    return DataLoader(data, batch_size=None, num_workers=options.workers, pin_memory=torch.cuda.is_available(), generator=generator)
+    return DataLoader(
+        data, batch_size=None, num_workers=options.workers, pin_memory=torch.cuda.is_available(), generator=generator
+    )

@@ -132,6 +132,11 @@ def test_balanced_l1_slope_is_exact_everywhere():
     assert x.grad.abs().max() <= 0.375
 
 
+def test_balanced_l1_is_never_negative():
+    """Near zero its two terms cancel, and rounding alone would leave some values below zero."""
+    assert (balanced_l1(torch.logspace(-10, -1, 5000)) >= 0).all()
+
+
 def test_balanced_l1_keeps_shape_and_scales_the_incoming_gradient():
     x = torch.full((2, 3, 4), 2.0, requires_grad=True)
     value = balanced_l1(x)

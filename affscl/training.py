@@ -7,8 +7,8 @@ __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'RECIPES', 'WorldOptions', 'Trai
            'differences', 'cache_root', 'load_data', 'make_labeller', 'known', 'evaluate_model', 'seed_epoch',
            'write_safely', 'save_state', 'load_state', 'new_run', 'load_config', 'read_history', 'write_history', 'Job',
            'make_accelerator', 'can_evaluate', 'prepare', 'warn_without_weights', 'extract_shared', 'synchronised',
-           'gathered', 'train_epoch', 'Clock', 'set_parameters', 'report', 'Result', 'train', 'finish_epoch',
-           'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
+           'gathered', 'train_epoch', 'Clock', 'set_parameters', 'report', 'Result', 'train', 'check_loss',
+           'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
 
 # %% ../nbs/11_training.ipynb #fc2f2912
 import json
@@ -28,13 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-# %% ../nbs/11_training.ipynb #44dc2c23
+# %% ../nbs/11_training.ipynb #be512945
 from .batches import BatchOptions, ImageStore, pk_batches, train_loader
 from .clustering import ClusterOptions, cluster_report, pseudo_labels, require_clusters
 from .datasets import DataOptions, Dataset, load_dataset
 from .evaluation import Scores, evaluate, rerank, score
-from .losses import LossOptions, make_criterion
-from .network import AFF, NetworkOptions, extract
+from .losses import LossOptions, check_loss_options, make_criterion
+from .network import AFF, NetworkOptions, check_network_options, extract
 from .synthetic import make_dataset
 
 # %% ../nbs/11_training.ipynb #6acb6531
@@ -62,16 +62,15 @@ class TrainingOptions:
     extract_batch: int = 128     # crops in a forward pass without gradient
     eval_every: int = 1          # epochs between two evaluations; the last epoch always has one
 
-# %% ../nbs/11_training.ipynb #e1c9bd4c
+# %% ../nbs/11_training.ipynb #6c84563d
 @dataclass
 class Config(TrainingOptions, LossOptions, ClusterOptions, NetworkOptions, BatchOptions, DataOptions, WorldOptions):
     "Every setting of a run, flat. Raises ValueError for values that cannot work, all of them at once."
     recipe: str = "custom"       # where the settings came from
 
     def __post_init__(self):
-        checks = [base.__dict__["__post_init__"] for base in Config.__mro__[1:] if "__post_init__" in base.__dict__]
         wrong = []
-        for check in [*checks, check_training]:
+        for check in (check_network_options, check_loss_options, check_training):
             try:
                 check(self)
             except ValueError as error:
@@ -79,7 +78,7 @@ class Config(TrainingOptions, LossOptions, ClusterOptions, NetworkOptions, Batch
         if wrong:
             raise ValueError("\n  ".join(["these settings cannot work:", *wrong]))
 
-# %% ../nbs/11_training.ipynb #de646751
+# %% ../nbs/11_training.ipynb #4b43f897
 CHOICES = {"labels": ("clusters", "truth"), "device": ("auto", "cpu", "cuda", "mps"), "precision": ("no", "bf16", "fp16")}
 
 
@@ -90,7 +89,9 @@ def check_training(
     wrong = [f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}"
              for name, values in CHOICES.items() if getattr(config, name) not in values]
     wrong += [f"{name}={getattr(config, name)!r}: must be 1 or more"
-              for name in ("epochs", "iterations", "lr_step", "extract_batch", "eval_every", "p", "k") if getattr(config, name) < 1]
+              for name in ("epochs", "iterations", "lr_step", "extract_batch", "eval_every", "p", "k", "k1", "k2", "min_samples") if getattr(config, name) < 1]
+    if not 0 < config.eps < 1:
+        wrong.append(f"eps={config.eps}: must lie between 0 and 1, as Jaccard distances do")
     if config.lr <= 0:
         wrong.append(f"lr={config.lr}: must be positive")
     if config.p * config.k < 2:
@@ -439,7 +440,7 @@ def report(labels, samples):
     "How good the labels are: chapter 06's report, against pids and camids where all are known."
     return cluster_report(labels, known(samples, "pid"), known(samples, "camid"))
 
-# %% ../nbs/11_training.ipynb #48304cdc
+# %% ../nbs/11_training.ipynb #2df5daa5
 class Result(NamedTuple):
     "What `train` returns."
     run: Path            # the run's folder
@@ -461,17 +462,26 @@ def train(
         run = new_run(config, out) if job.accelerator.is_main_process else Path(out or "")
         history = [finish_epoch({"epoch": 0, "seconds": {}}, job, config, run, [])]
     say(f"{'Continuing' if resume else 'Training'} in {run}: {config.epochs - done} epochs of {config.iterations} batches of {config.p * config.k}")
-    for epoch in range(done + 1, config.epochs + 1):
-        row = train_epoch(job, config, epoch)
-        if not np.isfinite(row["loss"]):
-            raise ValueError(f"the loss of epoch {epoch} is {row['loss']}: lower lr (now {config.lr}), or use precision='no';"
-                             f" {run} holds the state after epoch {epoch - 1}")
-        history.append(finish_epoch(row, job, config, run, history))
-        say(epoch_line(history, config.epochs))
+    try:
+        for epoch in range(done + 1, config.epochs + 1):
+            row = train_epoch(job, config, epoch)
+            check_loss(row, config, run)
+            history.append(finish_epoch(row, job, config, run, history))
+            say(epoch_line(history, config.epochs))
+    except KeyboardInterrupt:
+        say(f"\nStopped after epoch {history[-1]['epoch']} of {config.epochs}. Go on with: affscl-train --resume {run}")
+        raise
     say(results_table(history))
     return Result(run, job.network, history)
 
-# %% ../nbs/11_training.ipynb #de30a92e
+# %% ../nbs/11_training.ipynb #6463eba7
+def check_loss(row, config, run):
+    "Stop, with the last good state on disk, when the loss is no number any more."
+    if not np.isfinite(row["loss"]):
+        raise ValueError(f"the loss of epoch {row['epoch']} is {row['loss']}: lower lr (now {config.lr}), or use precision='no';"
+                         f" {run} holds the state after epoch {row['epoch'] - 1}")
+
+
 def finish_epoch(row, job, config, run, history):
     "Evaluate if it is time to, write metrics, weights and resume state, and return the completed row."
     clock, epoch = Clock(), row["epoch"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANKS', 'BLOCK', 'Scores', 'score', 'evaluate', 'rerank']
 
-# %% ../nbs/09_evaluation.ipynb #8c6b8f16
+# %% ../nbs/09_evaluation.ipynb #a9c01efd
 import warnings
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from .jaccard import compiled, distance_rows, expanded_rows, by_rows, fill_unknown, return_ranks
+from .jaccard import by_rows, compiled, distance_rows, expanded_rows, return_ranks
 
 # %% ../nbs/09_evaluation.ipynb #f63d71e9
 RANKS = 50                                  # length of a CMC curve
@@ -237,38 +237,36 @@ def evaluate(
         return distance[:, copy] if repeats else distance
     return _scores(block, len(query), len(gallery), (query_pids, gallery_pids), (query_camids, gallery_camids), ap)
 
-# %% ../nbs/09_evaluation.ipynb #e5f56690
-def _nearest(x, k):
-    "The `k` nearest rows of every row, itself first, their squared distances, and that of the farthest row."
-    n, square = len(x), x.square().sum(1)
-    lists, distances, farthest = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty(n, np.float32)
-    step = max(1, BLOCK // n)
+# %% ../nbs/09_evaluation.ipynb #0066533d
+def _nearest(x, square, k):
+    "The `k` nearest rows of every row, itself first, their inner products with it, and the squared distance of its farthest."
+    n, step = len(x), max(1, BLOCK // len(x))
+    lists, inner, farthest = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty(n, np.float32)
     for start in range(0, n, step):
         part = slice(start, start + step)
-        block = _squared(x[part], x, square[part], square).clamp_(min=0)
+        block = _squared(x[part], x, square[part], square)
         farthest[part] = block.amax(1).cpu()
         block.diagonal(start).fill_(-1)                           # no duplicate pushes a crop out of its own list
         best = block.topk(k, largest=False)
-        lists[part], distances[part] = best.indices.cpu(), best.values.clamp(min=0).cpu()
-    return lists, distances, np.maximum(farthest, np.finfo(np.float32).tiny)
+        lists[part] = best.indices.cpu()
+        inner[part] = ((square[part, None] + square[best.indices] - best.values.clamp(min=0)) / 2).cpu()
+    return lists, inner, np.maximum(farthest, np.finfo(np.float32).tiny)
 
-# %% ../nbs/09_evaluation.ipynb #9f814256
-def _encode(x, k1, k2):
+# %% ../nbs/09_evaluation.ipynb #ead3f927
+def _encode(x, square, k1, k2):
     "V, sparse (n, n), rows of weights that sum to one; and the squared distance of each row's farthest."
     n, half = len(x), min(int(np.around(k1 / 2)) + 1, k1 + 1)
-    lists, distances, farthest = _nearest(x, k1 + 1)
-    v = by_rows(expanded_rows, n, 1024, lists, distances, return_ranks(lists), half)
-    rows, unknown = np.repeat(np.arange(n), np.diff(v.indptr)), np.isnan(v.data)
-    fill_unknown(v, x)                                            # inner products, where no list has the pair
-    square = x.square().sum(1).cpu().numpy()
-    v.data[unknown] = (square[rows] + square[v.indices] - 2 * v.data)[unknown]
+    lists, inner, farthest = _nearest(x, square, k1 + 1)
+    v = by_rows(expanded_rows, n, 1024, np.ascontiguousarray(x.cpu()), lists, inner, return_ranks(lists), half)
+    rows, square = np.repeat(np.arange(n), np.diff(v.indptr)), square.cpu().numpy()
+    v.data = square[rows] + square[v.indices] - 2 * v.data        # squared distances
     v.data = np.exp(-(v.data / farthest[rows]) ** 2)
     v.data /= np.bincount(rows, v.data)[rows].astype(np.float32)
     ends = np.arange(0, n * k2 + 1, k2, dtype=np.int32)
     mean = csr_array((np.full(n * k2, 1 / k2, np.float32), lists[:, :k2].ravel(), ends), shape=(n, n))
     return mean @ v, farthest
 
-# %% ../nbs/09_evaluation.ipynb #cdff1f9f
+# %% ../nbs/09_evaluation.ipynb #14125605
 def rerank(
     query_features,                         # (q, d) tensor or array, as a rule unit rows
     gallery_features,                       # (g, d)
@@ -285,10 +283,11 @@ def rerank(
     if k1 >= n:
         warnings.warn(f"k1={k1} neighbours asked for, but there are only {n} crops: using k1={n - 1}", stacklevel=2)
         k1, k2 = n - 1, min(k2, n)
-    v, farthest = _encode(x, k1, k2)
+    square, step = x.square().sum(1), max(1, BLOCK // n)
+    v, farthest = _encode(x, square, k1, k2)
     columns, below_one = v.tocsc(), np.nextafter(np.float32(1), np.float32(0))
     weights = v.indptr, v.indices, v.data, columns.indptr, columns.indices, columns.data
-    result, square, step = np.empty((q, n - q), np.float32), x.square().sum(1), max(1, BLOCK // n)
+    result = np.empty((q, n - q), np.float32)
     for start in range(0, q, step):
         stop = min(start + step, q)
         delta = _squared(x[start:stop], x[q:], square[start:stop], square[q:]).cpu().numpy()

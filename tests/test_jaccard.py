@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from affscl import jaccard
 from affscl.jaccard import (
-    by_rows, distance_rows, encode, expanded_rows, fill_unknown, jaccard_distance, nearest, return_ranks, unit_rows,
+    by_rows, distance_rows, encode, expanded_rows, jaccard_distance, nearest, return_ranks, unit_rows,
 )
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jaccard.npz")
@@ -114,9 +114,8 @@ def test_nearest_is_exact(n, k1, block, seed, copies):
 def test_half_list_rounds_half_to_even():
     # around(25 / 2) + 1 = 13, not 14: the golden pair (25, 6) holds for 13 columns only.
     lists, similarities = nearest(torch.from_numpy(GOLDEN["features"]), 25)
-    ranks = return_ranks(lists)
-    thirteen = expanded_rows(0, 380, lists, similarities, ranks, 13)
-    fourteen = expanded_rows(0, 380, lists, similarities, ranks, 14)
+    arrays = GOLDEN["features"], lists, similarities, return_ranks(lists)
+    thirteen, fourteen = (expanded_rows(0, 380, *arrays, half) for half in (13, 14))
     assert thirteen[0].sum() != fourteen[0].sum()
     v = encode(torch.from_numpy(GOLDEN["features"]), 25, 1)
     assert v.nnz == thirteen[0].sum()
@@ -125,7 +124,7 @@ def test_half_list_rounds_half_to_even():
 def test_exactly_two_thirds_is_not_more():
     lists = np.array([[0, 1, 4, 5], [1, 0, 2, 3], [2, 1, 3, 0], [3, 2, 1, 0], [4, 5, 0, 1], [5, 4, 0, 1]], np.int32)
     ranks, similarities = return_ranks(lists), np.ones(lists.shape, np.float32)
-    sizes, members, _ = expanded_rows(0, 6, lists, similarities, ranks, 3)
+    sizes, members, _ = expanded_rows(0, 6, np.eye(6, dtype=np.float32), lists, similarities, ranks, 3)
     rows = [set(part.tolist()) for part in np.split(members, sizes.cumsum()[:-1])]
     # R(0) = {0, 1, 4, 5}; H(1) = {0, 1, 2}, of which exactly two thirds lie in R(0): 2 stays out.
     assert rows[0] == {0, 1, 4, 5}
@@ -133,14 +132,17 @@ def test_exactly_two_thirds_is_not_more():
     assert rows[1] == {0, 1, 2, 3}
 
 
-def test_unknown_similarities_are_computed():
+def test_similarities_looked_up_or_computed():
     x = unit(200, 10, people=8)
     lists, similarities = nearest(x, 15)
-    pairs = by_rows(expanded_rows, 200, 64, lists, similarities, return_ranks(lists), 9)
-    assert np.isnan(pairs.data).any()
-    fill_unknown(pairs, x, block=30)
+    pairs = by_rows(expanded_rows, 200, 64, x.numpy(), lists, similarities, return_ranks(lists), 9)
     i, j = pairs.tocoo().coords
     np.testing.assert_allclose(pairs.data, (x @ x.T).numpy()[i, j], atol=1e-6)
+    in_no_list = [b not in lists[a] and a not in lists[b] for a, b in zip(i, j)]
+    assert 0 < np.mean(in_no_list) < 0.5
+    # What a list holds is taken from there, what is in no list is not.
+    looked_up = by_rows(expanded_rows, 200, 64, x.numpy(), lists, similarities + 7, return_ranks(lists), 9)
+    np.testing.assert_array_equal(looked_up.data > 2, np.logical_not(in_no_list))
 
 
 # --- promises ----------------------------------------------------------------------------------------------------

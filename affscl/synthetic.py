@@ -107,11 +107,11 @@ def pick(rng: np.random.Generator, options, weights=None):
     p = None if weights is None else np.asarray(weights) / np.sum(weights)
     return options[int(rng.choice(len(options), p=p))]
 
-# %% ../nbs/01_synthetic.ipynb #ecdff50c
+# %% ../nbs/01_synthetic.ipynb #2c2be915
 def vary(rng: np.random.Generator, colour: RGB, width: float = 9.0) -> RGB:
     "A colour a little lighter or darker (`width` grey levels), with a third of that in hue."
     colour = np.asarray(colour) + width * rng.normal() + width / 3 * rng.normal(size=3)
-    return tuple(float(v) for v in np.clip(colour, 8, 248))
+    return tuple(round(float(v)) for v in np.clip(colour, 8, 248))
 
 # %% ../nbs/01_synthetic.ipynb #772f6ba8
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def draw_garments(rng: np.random.Generator, fashion: Fashion) -> tuple[Garment, 
         lower = replace(lower, pattern=pattern, second=fashion.accent(rng), period=float(rng.uniform(.03, .05)))
     return upper, lower
 
-# %% ../nbs/01_synthetic.ipynb #38b0dde5
+# %% ../nbs/01_synthetic.ipynb #7a1ffc29
 def draw_person(rng: np.random.Generator, fashion: Fashion) -> Person:
     "A person of that fashion."
     top, bottom = draw_garments(rng, fashion)
@@ -185,8 +185,8 @@ def draw_person(rng: np.random.Generator, fashion: Fashion) -> Person:
         headwear=pick(rng, HEADWEAR, fashion.kinds["headwear"]), headwear_colour=fashion.accent(rng),
         glasses=bool(rng.random() < .2), beard=bool(style in ("short", "bald") and rng.random() < .35),
         scarf=fashion.accent(rng) if rng.random() < .12 else None, inner=fashion.accent(rng),
-        shoes=pick(rng, [fashion.colour(rng), (35., 35., 38.), (228., 226., 222.)]),
-        sole=pick(rng, [(225., 225., 222.), (40., 40., 42.)]), boots=bool(rng.random() < .2),
+        shoes=pick(rng, [fashion.colour(rng), (35, 35, 38), (228, 226, 222)]),
+        sole=pick(rng, [(225, 225, 222), (40, 40, 42)]), boots=bool(rng.random() < .2),
         bag=pick(rng, BAGS, fashion.kinds["bags"]), bag_colour=fashion.accent(rng), bag_side=int(rng.choice([-1, 1])),
         girth=float(rng.uniform(.8, 1.32)), shoulders=float(rng.uniform(.9, 1.14)),
         belly=float(max(0, rng.normal(0, .025))), legs=float(rng.uniform(.475, .53)),
@@ -466,7 +466,7 @@ def add_face(figure: Figure, person: Person, head: Point, r: float):
         lips = [(x + .2 * side * r, y + .55 * r, z + .75 * r) for side in (-1, 1)]
         figure.limb(HEAD + 2, *lips, .0035, .0035, Paint(darker(person.skin)))
 
-# %% ../nbs/01_synthetic.ipynb #f0c8fb59
+# %% ../nbs/01_synthetic.ipynb #90e3ab7c
 def add_hair(figure: Figure, person: Person, head: Point, r: float):
     "Hair lies on top and behind: from the front it frames the face, from behind it hides the head."
     (x, y, z), style, hair = head, person.hairstyle, Paint(person.hair)
@@ -481,7 +481,7 @@ def add_hair(figure: Figure, person: Person, head: Point, r: float):
         figure.tube(behind - .5, [(y - .2 * r, .98 * r, .7 * r, z - .35 * r), (y + .8 * r, 1.02 * r, .6 * r, z - .4 * r),
                                   (low, .85 * r, .4 * r, z - .5 * r)], hair)
     if style == "bun":
-        figure.blob(behind + .5, (x, y - .95 * r, z - .75 * r), .48 * r, .45 * r, hair)
+        figure.blob(behind + .5, (x, y - 1.2 * r, z - .6 * r), .48 * r, .45 * r, hair)
     if style == "ponytail":
         figure.limb(behind + .5, (x, y - .4 * r, z - 1.1 * r), (x, y + 2.3 * r, z - 1.35 * r), .32 * r, .18 * r, hair)
 
@@ -502,7 +502,7 @@ def add_headwear(figure: Figure, person: Person, head: Point, r: float):
         figure.blob(HEAD - 3, (x, y - .02, z - .35 * r), 1.28 * r, 1.38 * r, cloth)
         figure.blob(ON_HEAD + 4, (x, y - .02, z - .15 * r), 1.2 * r, 1.35 * r, cloth, arc)
 
-# %% ../nbs/01_synthetic.ipynb #fcb20cbe
+# %% ../nbs/01_synthetic.ipynb #cf10119a
 def add_bag(figure: Figure, person: Person, joints: dict[str, Point]):
     "The bag; what shows of it depends on the view."
     drop, paint = joints["neck"][1] - .165, Paint(person.bag_colour)
@@ -512,7 +512,8 @@ def add_bag(figure: Figure, person: Person, joints: dict[str, Point]):
         hip, side = 1 - person.legs + drop, person.bag_side
         z = math.copysign(.05, math.cos(figure.frame.yaw))
         layer = NEAR + 5 if figure.frame.depth((.13 * side, 0, 0)) > -.06 else FAR - 1
-        figure.limb(ON_TRUNK + 5, (-.07 * side, .185 + drop, z), (.09 * side, hip - .05, z), .009, .009, Paint(darker(paint.colour)))
+        strap = (-.07 * side, .185 + drop, z), (.09 * side, hip - .05, z)
+        figure.limb(ON_TRUNK + 5, *strap, .009, .009, Paint(darker(paint.colour)))
         figure.shape(layer, bag_outline(.12 * side, hip - .06, hip + .05), paint)
     if person.bag in ("handbag", "suitcase"):
         x, y, z = joints["left wrist" if person.bag_side > 0 else "right wrist"]
@@ -654,7 +655,7 @@ def expose(camera: Camera, image: np.ndarray, # (h, w, 3) float32, 0-255
 # %% ../nbs/01_synthetic.ipynb #98708741
 SCENES = ("street", "park", "wall", "hall", "crossing", "shop")
 
-# %% ../nbs/01_synthetic.ipynb #c070484c
+# %% ../nbs/01_synthetic.ipynb #cf444d4a
 def paint_scene(rng: np.random.Generator,
                 kind: str, # one of `SCENES`
                 height: int, # of the canvas it is for
@@ -667,16 +668,18 @@ def paint_scene(rng: np.random.Generator,
     level = int((horizon + .12) * height)
     grey = rng.uniform(.85, 1.1)
     wall, ground = (tuple(int(v * grey) for v in c) for c in {
-        "street": ((150, 138, 126), (142, 140, 138)), "park": ((92, 118, 82), (118, 140, 84)), "wall": ((158, 104, 84), (150, 146, 140)),
-        "hall": ((200, 196, 184), (164, 156, 142)), "crossing": ((134, 142, 150), (92, 92, 96)), "shop": ((96, 104, 118), (172, 164, 152))}[kind])
+        "street": ((150, 138, 126), (142, 140, 138)), "park": ((92, 118, 82), (118, 140, 84)),
+        "wall": ((158, 104, 84), (150, 146, 140)), "hall": ((200, 196, 184), (164, 156, 142)),
+        "crossing": ((134, 142, 150), (92, 92, 96)), "shop": ((96, 104, 118), (172, 164, 152))}[kind])
     image = Image.new("RGB", (w, h), wall)
     draw = ImageDraw.Draw(image)
     draw_upright(draw, rng, kind, w, level, height, wall)
     draw.rectangle([0, level, w, h], fill=ground)
     draw_ground(draw, rng, kind, w, h, level, height, ground)
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(height / 200)), dtype=np.float32)
-    coarse = Image.fromarray((128 + 40 * rng.standard_normal((12, 48))).clip(0, 255).astype(np.uint8)).resize((w, h), Image.BICUBIC)
-    pixels = pixels * (.8 + .4 * np.asarray(coarse, dtype=np.float32)[..., None] / 255) + rng.normal(0, 5, (h, w, 1))
+    coarse = (128 + 40 * rng.standard_normal((12, 48))).clip(0, 255).astype(np.uint8)
+    stains = np.asarray(Image.fromarray(coarse).resize((w, h), Image.BICUBIC), dtype=np.float32)[..., None] / 255
+    pixels = pixels * (.8 + .4 * stains) + rng.normal(0, 5, (h, w, 1))
     return np.clip(np.array(tone) + .38 * scenery * (pixels - 142), 0, 255).astype(np.uint8)
 
 # %% ../nbs/01_synthetic.ipynb #2c9c7785
@@ -712,15 +715,17 @@ def draw_upright(draw, rng, kind: str, w: int, level: int, height: int, wall):
             draw.rectangle([x, .05 * level, x + .6 * step, level], fill=tone, outline=shift_colour(wall, -70), width=3)
             draw.rectangle([x + .08 * step, .15 * level, x + .3 * step, .8 * level], fill=shift_colour(tone, 35))
 
-# %% ../nbs/01_synthetic.ipynb #eca755b4
+# %% ../nbs/01_synthetic.ipynb #fc206b4e
 def draw_ground(draw, rng, kind: str, w: int, h: int, level: int, height: int, ground):
     "What lies below the horizon line: tiles in perspective, a path, a zebra crossing; a kerb or a rail across."
     if kind == "park":
-        draw.polygon([(0, level + .25 * height), (w, level + .1 * height), (w, level + .5 * height), (0, level + .7 * height)], fill=(176, 160, 132))
+        path = (0, .25), (w, .1), (w, .5), (0, .7)
+        draw.polygon([(x, level + y * height) for x, y in path], fill=(176, 160, 132))
         return
     if kind == "crossing":
         for x in np.arange(0, w, .5 * height):
-            draw.polygon([(x, level + .05 * height), (x + .2 * height, level + .05 * height), (x + .3 * height, h), (x - .02 * height, h)], fill=(206, 206, 202))
+            top, bar = level + .05 * height, .2 * height
+            draw.polygon([(x, top), (x + bar, top), (x + 1.5 * bar, h), (x - .1 * bar, h)], fill=(206, 206, 202))
         return
     line, y, gap = shift_colour(ground, rng.uniform(-45, -20)), level, .03 * height
     while y < h:

@@ -7,11 +7,11 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PINK', 'SKY', 'GREY', 'COLOURS', '
            'ranked_list', 'cmc_curve', 'history', 'sweep', 'distances', 'tsne', 'cluster_montage', 'grad_cam',
            'show_heat']
 
-# %% ../nbs/10_figures.ipynb #e38d982e
+# %% ../nbs/10_figures.ipynb #dd5297f6
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
 from .batches import normalise
@@ -22,13 +22,20 @@ COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY)
 MARKERS = "os^DvPX*"
 STYLES = "-", "--", "-.", ":"
 
-# %% ../nbs/10_figures.ipynb #e79b410e
+# %% ../nbs/10_figures.ipynb #f7742c7f
 def _axes(rows, columns, width, height):
     "A figure and its (rows, columns) array of axes; `width` and `height` of one of them in inches."
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _crop_axes(rows, columns, pixels, title=0.0, crop=0.8):
+    "Axes close together for a grid of crops, each `crop` inches wide, with `title` inches above each row."
+    figure, axes = _axes(rows, columns, crop, crop * pixels.shape[1] / pixels.shape[2] + title + 0.04)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     return figure, axes
 
 # %% ../nbs/10_figures.ipynb #5b1d6106
@@ -63,7 +70,7 @@ def _crop(ax, pixels=None, title=None, right=None):
     if title is not None:
         ax.set_title(str(title), fontsize=8, pad=3)
 
-# %% ../nbs/10_figures.ipynb #9309de5e
+# %% ../nbs/10_figures.ipynb #c2f74fc1
 def image_grid(
     images,                                 # (n, 3, h, w) uint8 crops
     titles=None,                            # n short texts, one above each crop
@@ -76,7 +83,7 @@ def image_grid(
     if not len(pixels):
         raise ValueError("there are no images to show")
     rows = -(-len(pixels) // columns)
-    figure, axes = _axes(rows, min(columns, len(pixels)), 0.75, 0.75 * pixels.shape[1] / pixels.shape[2] + 0.2)
+    figure, axes = _crop_axes(rows, min(columns, len(pixels)), pixels, 0 if titles is None else 0.15)
     for i, ax in enumerate(axes.flat):
         shown = i < len(pixels)
         _crop(ax, pixels[i] if shown else None, titles[i] if shown and titles is not None else None,
@@ -105,7 +112,7 @@ def top(
         indices[i, :len(best)] = best
     return indices, (indices >= 0) & (gallery_pids[indices] == query_pids[:, None])
 
-# %% ../nbs/10_figures.ipynb #8b9f2910
+# %% ../nbs/10_figures.ipynb #af92cde2
 def ranked_list(
     query_images,                           # (q, 3, h, w) uint8
     gallery_images,                         # (g, 3, h, w) uint8
@@ -117,7 +124,7 @@ def ranked_list(
     indices, matches = _array(indices), _array(matches)
     if indices.ndim != 2 or indices.shape != matches.shape or len(indices) != len(queries):
         raise ValueError(f"indices and matches must be ({len(queries)}, k), one row for each query, but are {indices.shape} and {matches.shape}")
-    figure, axes = _axes(len(queries), indices.shape[1] + 1, 0.75, 0.75 * queries.shape[1] / queries.shape[2] + 0.2)
+    figure, axes = _crop_axes(len(queries), indices.shape[1] + 1, queries, 0.15 / len(queries))
     for i, line in enumerate(axes):
         _crop(line[0], queries[i], "query" if i == 0 else None)
         for j, ax in enumerate(line[1:]):
@@ -125,7 +132,7 @@ def ranked_list(
             _crop(ax, crops[indices[i, j]] if found else None, j + 1 if i == 0 else None, bool(matches[i, j]))
     return figure
 
-# %% ../nbs/10_figures.ipynb #1c925cdf
+# %% ../nbs/10_figures.ipynb #c30030f1
 def cmc_curve(
     scores,                                 # {name: Scores}, from chapter 09
     ranks=20,                               # how many ranks to show, at most 50
@@ -139,6 +146,7 @@ def cmc_curve(
         label = f"{name}: mAP {100 * value.mAP:.1f}, Rank-1 {100 * value.rank(1):.1f}"
         ax.plot(range(1, ranks + 1), 100 * value.cmc[:ranks], color=COLOURS[i % len(COLOURS)], ls=STYLES[i % 4], marker=".", label=label)
     ax.set(xlabel="rank k", ylabel="queries with a match within k (%)", ylim=(0, 102), xlim=(0.5, ranks + 0.5))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="lower right")
     return figure
@@ -152,7 +160,7 @@ PANELS = {                                  # title: (keys of a row, factor)
     "agreement with true labels": (("ari", "nmi"), 1),
 }
 
-# %% ../nbs/10_figures.ipynb #a64f7a95
+# %% ../nbs/10_figures.ipynb #7d357d98
 def history(
     rows,                                   # a run's metrics.jsonl as dicts: epoch and whatever was measured
 ) -> Figure:
@@ -174,8 +182,10 @@ def history(
             ax.plot(*zip(*curve), color=COLOURS[i % len(COLOURS)], ls=STYLES[i % 4], marker=".", label=key.removeprefix("loss_"))
         ax.set(title=title, xlabel="epoch")
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
+        if len(curves) > 1:
+            ax.legend(fontsize=7)
     return figure
 
 # %% ../nbs/10_figures.ipynb #cfe9e6bd
@@ -217,10 +227,10 @@ def _pair_kinds(pids, camids, pairs, rng):
             kinds |= {f"{name}, same camera": (i[same], j[same]), f"{name}, two cameras": (i[~same], j[~same])}
     return kinds
 
-# %% ../nbs/10_figures.ipynb #0f28f793
+# %% ../nbs/10_figures.ipynb #677b38c8
 def distances(
     features,                               # (n, d) unit rows
-    pids,                                   # (n,)
+    pids,                                   # (n,) persons; leave distractors out, who share a pid
     camids=None,                            # (n,); None: two distributions instead of four
     pairs=200_000,                          # drawn at random, at most so many right and so many wrong ones
     seed=0,                                 # of the draw
@@ -231,13 +241,14 @@ def distances(
     _same_length(features=features, pids=pids, camids=camids)
     figure, axes = _axes(1, 1, 5.6, 3)
     ax = axes[0, 0]
-    bins = np.linspace(0, 2, 81)
+    bins, farthest = np.linspace(0, 2, 81), 0.0
     for name, (i, j) in _pair_kinds(pids, camids, pairs, np.random.default_rng(seed)).items():
         if len(i):
             d = torch.cat([1 - (features[a] * features[b]).sum(1) for a, b in zip(torch.from_numpy(i).split(8192), torch.from_numpy(j).split(8192))])
+            farthest = max(farthest, float(d.max()))
             ax.hist(_array(d.clamp(0, 2)), bins, density=True, histtype="step", lw=1.8, label=f"{name}, mean {d.mean():.2f}",
                     color=GREEN if name.startswith("same") else RED, ls="--" if name.endswith("two cameras") else "-")
-    ax.set(xlabel="cosine distance", ylabel="density", xlim=(0, None), yticks=[])
+    ax.set(xlabel="cosine distance", ylabel="density", xlim=(0, 1.05 * farthest + 0.05), yticks=[])
     ax.legend(fontsize=8)
     return figure
 
@@ -273,7 +284,7 @@ def tsne(
         _scatter(axes[0, 1], points, camids, "by camera", "camera")
     return figure
 
-# %% ../nbs/10_figures.ipynb #847efc30
+# %% ../nbs/10_figures.ipynb #a1ec0d2b
 def cluster_montage(
     images,                                 # (n, 3, h, w) uint8
     labels,                                 # (n,) pseudo labels, -1: outlier
@@ -289,7 +300,7 @@ def cluster_montage(
     clusters = found[np.argsort(-size, kind="stable")][:6] if clusters is None else clusters
     if not len(clusters) or not np.isin(clusters, found).all():
         raise ValueError(f"no such clusters: labels hold {len(found)} clusters, {found[:8].tolist()} and so on")
-    figure, axes = _axes(len(clusters), columns, 0.75, 0.75 * pixels.shape[1] / pixels.shape[2] + 0.1)
+    figure, axes = _crop_axes(len(clusters), columns, pixels)
     for line, cluster in zip(axes, clusters):
         members = np.flatnonzero(labels == cluster)
         right = None if pids is None else pids[members] == np.bincount(pids[members] - pids.min()).argmax() + pids.min()
@@ -325,7 +336,7 @@ def grad_cam(
     heat = torch.nn.functional.interpolate(heat, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).float().cpu()
 
-# %% ../nbs/10_figures.ipynb #10dd9031
+# %% ../nbs/10_figures.ipynb #ef302e0a
 def show_heat(
     images,                                 # (n, 3, h, w) uint8
     heat,                                   # (n, h, w) in 0..1, or {name: such maps} to compare networks
@@ -337,7 +348,7 @@ def show_heat(
     for name, values in maps.items():
         if tuple(_array(values).shape) != (len(images), *pixels.shape[1:3]):
             raise ValueError(f"heat {name!r} must be {(len(images), *pixels.shape[1:3])}, one map for each image, not {tuple(_array(values).shape)}")
-    figure, axes = _axes(len(maps) + 1, len(pixels), 0.85, 0.85 * pixels.shape[1] / pixels.shape[2] + 0.05)
+    figure, axes = _crop_axes(len(maps) + 1, len(pixels), pixels)
     for ax, crop in zip(axes[0], pixels):
         _crop(ax, crop)
     for line, (name, values) in zip(axes[1:], maps.items()):

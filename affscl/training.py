@@ -10,12 +10,13 @@ __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'RECIPES', 'WorldOptions', 'Trai
            'gathered', 'train_epoch', 'Clock', 'set_parameters', 'report', 'Result', 'train', 'check_loss',
            'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
 
-# %% ../nbs/11_training.ipynb #fc2f2912
+# %% ../nbs/11_training.ipynb #1780bdb2
 import json
 import os
 import time
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +29,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-# %% ../nbs/11_training.ipynb #be512945
+# %% ../nbs/11_training.ipynb #3da49c99
 from .batches import BatchOptions, ImageStore, pk_batches, train_loader
 from .clustering import ClusterOptions, cluster_report, pseudo_labels, require_clusters
 from .datasets import DataOptions, Dataset, load_dataset
 from .evaluation import Scores, evaluate, rerank, score
 from .losses import LossOptions, check_loss_options, make_criterion
 from .network import AFF, NetworkOptions, check_network_options, extract
-from .synthetic import make_dataset
+from .synthetic import VERSION, make_dataset
 
 # %% ../nbs/11_training.ipynb #6acb6531
 @dataclass
@@ -122,7 +123,7 @@ def differences(
     default = Config()
     return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)}
 
-# %% ../nbs/11_training.ipynb #ae98a31b
+# %% ../nbs/11_training.ipynb #55ac10fe
 def cache_root() -> Path:
     "The folder for what can be made again: `$XDG_CACHE_HOME/affscl`, by default `~/.cache/affscl`."
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "affscl"
@@ -134,7 +135,7 @@ def load_data(
     "The dataset that `config` names. Raises what `load_dataset` and `make_dataset` raise."
     if config.dataset != "synthetic":
         return load_dataset(config.dataset, config.data, config.pattern)
-    name = f"ids{config.world_ids}-cams{config.world_cams}-look{config.world_look}-seed{config.world_seed}"
+    name = f"ids{config.world_ids}-cams{config.world_cams}-look{config.world_look}-seed{config.world_seed}-v{VERSION}"
     root = (Path(config.data) if config.data else cache_root() / "worlds") / name
     make_dataset(root, n_ids=config.world_ids, n_cams=config.world_cams, seed=config.world_seed, look=config.world_look)
     return replace(load_dataset("market1501", root), name="synthetic")
@@ -440,7 +441,7 @@ def report(labels, samples):
     "How good the labels are: chapter 06's report, against pids and camids where all are known."
     return cluster_report(labels, known(samples, "pid"), known(samples, "camid"))
 
-# %% ../nbs/11_training.ipynb #2df5daa5
+# %% ../nbs/11_training.ipynb #fe7a5554
 class Result(NamedTuple):
     "What `train` returns."
     run: Path            # the run's folder
@@ -455,7 +456,7 @@ def train(
 ) -> Result:
     "Train as the paper's Figure 2 and section 4.2 say. Raises ValueError where training cannot go on."
     job = prepare(config)
-    say, history, done = job.accelerator.print, [], 0
+    say, history, done = partial(job.accelerator.print, flush=True), [], 0
     if resume:
         run, history, done = Path(resume), *continue_run(resume, job)
     else:

@@ -290,7 +290,7 @@ class TestFoldersOfCrops:
 
 
 def test_full_size_path(world, tmp_path):
-    config = replace(RECIPES["market1501"], data=str(world), device="cpu", workers=0, epochs=1, iterations=2, p=4, k=2, k1=10, bn_chunk=4)
+    config = replace(RECIPES["market1501"], data=str(world), device="cpu", workers=0, epochs=1, iterations=2, p=4, k=2, k1=10, eps=0.3, bn_chunk=4)
     with pytest.warns(UserWarning, match="RANDOM"):
         history = train(config, tmp_path / "run").history
     assert np.isfinite(history[1]["loss"]) and history[1]["mAP"] > 0

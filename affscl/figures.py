@@ -58,7 +58,7 @@ def _same_length(**named):
     if len(set(lengths.values())) > 1:
         raise ValueError("one entry is needed for each crop, but there are " + ", ".join(f"{n} {name}" for name, n in lengths.items()))
 
-# %% ../nbs/10_figures.ipynb #57e0579b
+# %% ../nbs/10_figures.ipynb #2ef00c3a
 def _crop(ax, pixels=None, title=None, right=None):
     "Draw one crop, framed green and solid if `right`, red and dashed if wrong; no crop leaves the place blank."
     ax.set(xticks=[], yticks=[])
@@ -66,7 +66,7 @@ def _crop(ax, pixels=None, title=None, right=None):
     if pixels is None:
         return
     ax.imshow(pixels)
-    ax.spines[:].set(color=GREEN if right else RED, linewidth=3, linestyle="-" if right else (0, (2, 1)))
+    ax.spines[:].set(color=GREEN if right else RED, linewidth=3, linestyle="-" if right else (0, (2, 1)), capstyle="butt")
     if title is not None:
         ax.set_title(str(title), fontsize=8, pad=3)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from affscl.training import RECIPES, train
 
 TARGET = Path(__file__).resolve().parent.parent / "affscl" / "weights"
-START = replace(RECIPES["quick"], recipe="start", labels="truth", weights=None, epochs=4, lr_step=3,
+START = replace(RECIPES["quick"], recipe="start", labels="truth", weights=None, epochs=10, lr_step=8,
                 world_look=1, world_seed=100, world_ids=360, seed=0)
 
 

@@ -100,15 +100,15 @@ def check_training(
     if wrong:
         raise ValueError("\n".join(wrong))
 
-# %% ../nbs/11_training.ipynb #fb61df59
+# %% ../nbs/11_training.ipynb #46edc89d
 FULL = Config(recipe="market1501", dataset="market1501", eps=0.65, bn_chunk=64, workers=8)
 SMALL = Config(recipe="small", dataset="market1501", backbone="mobilenet_v2", height=128, width=64, pad=5,
-               epochs=8, iterations=40, lr_step=6, p=16, k=4, eps=0.6)
+               fusion="residual", epochs=10, iterations=40, lr_step=8, p=16, k=4, eps=0.6)
 QUICK = Config(recipe="quick", dataset="synthetic", backbone="resnet10", weights="synthetic", height=128, width=64, pad=5,
-               epochs=10, iterations=40, lr_step=8, p=16, k=4, k1=20, eps=0.6)
+               epochs=12, iterations=40, lr_step=10, p=16, k=4, k1=10, k2=3, eps=0.6)
 RECIPES = {
     "quick": QUICK,
-    "tiny": replace(QUICK, recipe="tiny", world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15, lr_step=3),
+    "tiny": replace(QUICK, recipe="tiny", world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15, lr_step=3, k1=8),
     "small": SMALL,
     "market1501": FULL,
     "dukemtmc": replace(FULL, recipe="dukemtmc", dataset="dukemtmc", eps=0.7),

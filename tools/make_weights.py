@@ -1,6 +1,6 @@
 """Train the initial weights that the package ships, from nothing but synthetic people.
 
-    python tools/make_weights.py         about two minutes on two CPU cores
+    python tools/make_weights.py         about three minutes on two CPU cores
 
 What ImageNet weights are to the paper, these are to the recipes `quick` and `tiny`: a start from which
 clusters can form. The people, garments, cameras and light are those of look 1; the recipes train and test

@@ -100,12 +100,12 @@ def check_training(
     if wrong:
         raise ValueError("\n".join(wrong))
 
-# %% ../nbs/11_training.ipynb #46edc89d
+# %% ../nbs/11_training.ipynb #c001ae6b
 FULL = Config(recipe="market1501", dataset="market1501", eps=0.65, bn_chunk=64, workers=8)
 SMALL = Config(recipe="small", dataset="market1501", backbone="mobilenet_v2", height=128, width=64, pad=5,
                fusion="residual", epochs=10, iterations=40, lr_step=8, p=16, k=4, eps=0.6)
 QUICK = Config(recipe="quick", dataset="synthetic", backbone="resnet10", weights="synthetic", height=128, width=64, pad=5,
-               epochs=12, iterations=40, lr_step=10, p=16, k=4, k1=10, k2=3, eps=0.6)
+               epochs=14, iterations=40, lr_step=11, p=16, k=4, k1=10, k2=3, eps=0.6)
 RECIPES = {
     "quick": QUICK,
     "tiny": replace(QUICK, recipe="tiny", world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15, lr_step=3, k1=8),

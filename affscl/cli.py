@@ -58,7 +58,7 @@ def resumed_run(
             return word.split("=", 1)[1]
     return None
 
-# %% ../nbs/12_cli.ipynb #3dfe7520
+# %% ../nbs/12_cli.ipynb #a655b9e3
 def parse_train(
     words: list[str],  # the command line, without the command
 ) -> tuple[Config, str | None, str | None]:  # settings, out, resume
@@ -68,7 +68,7 @@ def parse_train(
         raise ValueError(f"--resume {resume} brings its own settings: leave out the recipe {words[0]!r}")
     start, rest = (load_config(resume), words) if resume else named_recipe(words)
     arguments = tyro.cli(TrainArguments, prog="affscl-train [RECIPE]", args=rest, default=TrainArguments(**asdict(start)), description=TRAIN_HELP)
-    values = {f.name: none(getattr(arguments, f.name)) for f in fields(Config)}
+    values = {f.name: none(f, getattr(arguments, f.name)) for f in fields(Config)}
     changed = {name for name, value in values.items() if value != getattr(start, name)}
     if resume and changed - CHANGEABLE:
         raise ValueError(f"a resumed run keeps its settings: {', '.join(sorted(changed - CHANGEABLE))} cannot change"
@@ -76,9 +76,9 @@ def parse_train(
     return Config(**values), arguments.out, resume
 
 
-def none(value):
-    "The word none, as typed, means no value."
-    return None if isinstance(value, str) and value.lower() == "none" else value
+def none(field, value):
+    "The word none, as typed, means no value, for a field that can be without one."
+    return None if "None" in str(field.type) and str(value).lower() == "none" else value
 
 # %% ../nbs/12_cli.ipynb #e7e0dced
 TRAIN_HELP = f"""Train a re-identification network without labels (AFF_SCL).
@@ -87,15 +87,16 @@ RECIPE is one of: {', '.join(RECIPES)}. Without one, quick: synthetic people, ab
 market1501, dukemtmc and msmt17 carry the paper's settings; they need --data ROOT and should have --weights imagenet.
 On several GPUs: accelerate launch --multi_gpu -m affscl.cli RECIPE ..."""
 
-# %% ../nbs/12_cli.ipynb #3dac1e42
+# %% ../nbs/12_cli.ipynb #ff67d79a
 def guarded(
     command,  # a function of the command line's words
     words,    # the command line, or None for this process's own
 ) -> None:
     "Run `command`; turn a user's mistake into a message and exit status 2, Ctrl-C into status 130."
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        command(sys.argv[1:] if words is None else words)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            command(sys.argv[1:] if words is None else words)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
@@ -114,7 +115,7 @@ def train_command(
         train(config, out, resume)
     guarded(command, words)
 
-# %% ../nbs/12_cli.ipynb #b1a7e163
+# %% ../nbs/12_cli.ipynb #d7f29739
 @dataclass
 class EvalArguments:
     "Which run to score, and on what; what is left out is taken from the run."
@@ -125,19 +126,20 @@ class EvalArguments:
     world_seed: int | None = None       # for dataset synthetic
     world_look: int | None = None       # for dataset synthetic
     device: str = "auto"                # auto, cpu, cuda, mps
+    cache: str | None = None            # folder for decoded crops; by default the run's, or affscl in the user's cache
     rerank: bool = False                # score also after k-reciprocal re-ranking
 
-# %% ../nbs/12_cli.ipynb #fa605124
+# %% ../nbs/12_cli.ipynb #8f30935e
 def eval_config(
     arguments: EvalArguments,  # what was asked for
 ) -> Config:
     "The run's settings with the dataset that was asked for."
     config = load_config(arguments.run)
-    given = {name: getattr(arguments, name) for name in ("dataset", "data", "pattern", "world_seed", "world_look", "device")}
+    given = {name: getattr(arguments, name) for name in ("dataset", "data", "pattern", "world_seed", "world_look", "device", "cache")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("dataset", config.dataset) != config.dataset:
         given = {"data": None, "pattern": None} | given  # another dataset lies elsewhere
-    return replace(config, **given)
+    return replace(config, precision="no", **given)
 
 # %% ../nbs/12_cli.ipynb #20d7987d
 def eval_command(

@@ -230,13 +230,13 @@ def folder_samples(
             splits[split].append(Sample(path, pids[pid], camids[camid]))
     return splits
 
-# %% ../nbs/00_datasets.ipynb #dd295a5d
+# %% ../nbs/00_datasets.ipynb #25180906
 @dataclass
 class DataOptions:
     """Which dataset, and where."""
 
     data: str | None = None  # folder of the dataset, or its parent; None: environment variable AFFSCL_DATA
-    dataset: str = "market1501"  # market1501, dukemtmc, msmt17, cuhk03 or folder
+    dataset: str = "market1501"  # market1501, dukemtmc, msmt17, cuhk03, folder; in training also synthetic
     pattern: str | None = None  # for dataset "folder": regular expression with groups (?P<pid>...) and (?P<camid>...)
 
 
@@ -250,7 +250,7 @@ def data_root(
                          "data/README.md shows where each dataset goes; synthetic people need none.")
     return Path(root).expanduser().absolute()
 
-# %% ../nbs/00_datasets.ipynb #100d0b56
+# %% ../nbs/00_datasets.ipynb #5dd97777
 def load_splits(
     name: str,  # a member of `NAMES`
     root: Path,  # the dataset's own folder or its parent
@@ -269,7 +269,7 @@ def load_splits(
 
 
 def load_dataset(
-    name: str,  # market1501, dukemtmc, msmt17, cuhk03 or folder
+    name: str,  # market1501, dukemtmc, msmt17, cuhk03, folder; in training also synthetic
     root: str | Path | None = None,  # the dataset's own folder or its parent; None: environment AFFSCL_DATA
     pattern: str | None = None,  # for "folder" only: regular expression with named groups pid and camid
 ) -> Dataset:  # pids and camids as the names have them

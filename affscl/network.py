@@ -283,7 +283,7 @@ class Output(NamedTuple):
     neck: Tensor  # after the neck's BatchNorm
     unit: Tensor  # the neck's output divided by its length: unit rows
 
-# %% ../nbs/04_network.ipynb #0c7ca16d
+# %% ../nbs/04_network.ipynb #091f0712
 class AFF(nn.Module):
     "The attention-guided fine-grained feature network (sections 3.1 and 3.3)."
 
@@ -292,8 +292,7 @@ class AFF(nn.Module):
         backbone: str = "resnet50",  # a key of BACKBONES
         layout: str = "paper",  # or "table8"
         weights: str | None = None,  # None, "imagenet", "synthetic" or a path
-        height: int = 256,  # of the crops, in pixels
-        width: int = 128,
+        height: int = 256, width: int = 128,  # of the crops, in pixels
         domains: int = 1,  # how many sets of BatchNorm statistics and scales
         **options,  # the other fields of NetworkOptions
     ):
@@ -449,7 +448,7 @@ def load_model(
         raise ValueError(f"model.safetensors in {run.absolute()} is not of the network in its config.json: {error}") from error
     return model.eval()
 
-# %% ../nbs/04_network.ipynb #7a905de6
+# %% ../nbs/04_network.ipynb #2c240b27
 def _image_batches(data, model, batch_size, progress):
     "Yield the images of `data`, a batch at a time, as they are stored."
     if not isinstance(data, (ImageStore, Tensor)):
@@ -466,7 +465,7 @@ def extract(
     progress: bool = False,  # show a bar
     domain: int = 0,  # whose BatchNorm statistics are used
 ) -> Tensor:  # (n, d) float32, on the CPU, unit rows
-    "Features of all of `data`, in its order, from the network in eval mode; leaves every module's mode as it was."
+    "Features of all of `data`, in its order, from the network in eval mode; leaves modes as they were. On a CPU denormals become 0 from then on."
     device = next(model.parameters()).device
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # tiny numbers would slow a CPU down

@@ -15,7 +15,7 @@ __all__ = ['PERSON', 'TRACK', 'CROP', 'CAMERA', 'SCENE', 'FASHION', 'STRANGER', 
            'draw_box', 'occlude', 'background', 'render', 'World', 'complete', 'Studio', 'draw_passage', 'draw_crop',
            'draw_distractor', 'draw_junk', 'write_tree', 'make_dataset', 'is_made', 'hsv_histograms', 'histogram_block']
 
-# %% ../nbs/01_synthetic.ipynb #8b748ce0
+# %% ../nbs/01_synthetic.ipynb #ba1ad5ef
 import json
 import math
 import shutil
@@ -26,19 +26,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# %% ../nbs/01_synthetic.ipynb #fc994833
+# %% ../nbs/01_synthetic.ipynb #3f058783
 PERSON, TRACK, CROP, CAMERA, SCENE, FASHION, STRANGER = range(7) # the kinds of streams
 
-# %% ../nbs/01_synthetic.ipynb #988d0a8f
+
 def stream(*key: int # non-negative integers that name the stream: kind, seed, look, pid, ...
           ) -> np.random.Generator:
     "A random generator of its own for every key, so that no draw depends on what was drawn before it."
     return np.random.default_rng(key)
 
-# %% ../nbs/01_synthetic.ipynb #74d63cb9
+# %% ../nbs/01_synthetic.ipynb #0a7bea10
 RGB = tuple[float, float, float]
 
-# %% ../nbs/01_synthetic.ipynb #82f002e6
+
 @dataclass(frozen=True)
 class Garment:
     "What covers one half of the body."
@@ -48,7 +48,7 @@ class Garment:
     second: RGB = (255, 255, 255) # the pattern's colour
     period: float = 0.05 # the pattern's repeat, in body heights
 
-# %% ../nbs/01_synthetic.ipynb #68a66107
+
 @dataclass(frozen=True)
 class Person:
     "Everything that stays the same about a person, wherever they are seen. Lengths are in body heights."
@@ -76,7 +76,7 @@ class Person:
     head: float = 1.0 # size of the head: tall people have relatively small ones
     stride: float = 0.4 # how far the thighs swing when walking, radians
 
-# %% ../nbs/01_synthetic.ipynb #6e7a6ca1
+# %% ../nbs/01_synthetic.ipynb #5138374c
 TOPS = { # sleeve length (share of the arm), hem (0 waist, 1 knee), looseness, opens in front
     "t-shirt": (0.45, 0.08, 1.05, False), "vest": (0.0, 0.05, 1.0, False), "shirt": (1.0, 0.14, 1.08, False),
     "jumper": (1.0, 0.06, 1.12, False), "hoodie": (1.0, 0.10, 1.2, False), "jacket": (1.0, 0.08, 1.22, False),
@@ -89,7 +89,7 @@ HAIRSTYLES = ("short", "bald", "bob", "long", "bun", "ponytail", "curls")
 HEADWEAR = ("none", "cap", "beanie", "hat", "hood")
 BAGS = ("none", "backpack", "shoulder bag", "handbag", "suitcase")
 
-# %% ../nbs/01_synthetic.ipynb #b5737765
+# %% ../nbs/01_synthetic.ipynb #501e2c95
 CLOTH = {"black": (30, 30, 33), "charcoal": (66, 66, 70), "grey": (128, 128, 130), "silver": (186, 186, 186),
          "white": (232, 231, 228), "navy": (38, 47, 82), "blue": (66, 98, 150), "sky": (150, 180, 208),
          "red": (166, 48, 52), "burgundy": (98, 38, 52), "olive": (98, 102, 66), "green": (48, 96, 70),
@@ -101,19 +101,19 @@ DENIM = {"black": (32, 32, 36), "charcoal": (64, 65, 70), "dark jeans": (44, 54,
 SKIN = [(241, 205, 178), (226, 182, 150), (203, 156, 122), (168, 120, 88), (122, 84, 60), (86, 58, 44)]
 HAIR = [(28, 24, 22), (54, 38, 28), (92, 64, 42), (140, 102, 62), (190, 156, 104), (128, 62, 36), (150, 148, 146)]
 
-# %% ../nbs/01_synthetic.ipynb #a08bd205
+# %% ../nbs/01_synthetic.ipynb #51e9b9c8
 def pick(rng: np.random.Generator, options, weights=None):
     "One of `options`, drawn by `weights`."
     p = None if weights is None else np.asarray(weights) / np.sum(weights)
     return options[int(rng.choice(len(options), p=p))]
 
-# %% ../nbs/01_synthetic.ipynb #2c2be915
+
 def vary(rng: np.random.Generator, colour: RGB, width: float = 9.0) -> RGB:
     "A colour a little lighter or darker (`width` grey levels), with a third of that in hue."
     colour = np.asarray(colour) + width * rng.normal() + width / 3 * rng.normal(size=3)
     return tuple(round(float(v)) for v in np.clip(colour, 8, 248))
 
-# %% ../nbs/01_synthetic.ipynb #772f6ba8
+
 @dataclass(frozen=True)
 class Fashion:
     "What people wear in one world."
@@ -133,14 +133,14 @@ class Fashion:
         "A colour of the cloth palette, all equally likely: bags, hats, patterns."
         return vary(rng, pick(rng, self.cloth), 11)
 
-# %% ../nbs/01_synthetic.ipynb #29ab5d45
+
 COMMON = {"tops": (5, 1, 3, 3, 3, 3, 3, 2, 1), "bottoms": (8, 2, 2, 3, 1.5, 1, 1.5),
           "pattern": (6, 2.5, 1, 1.5, 1, 2, 2.5, 1.5, 1.5), "hairstyles": (5, 1, 2, 3, 1, 1.5, 1.5),
           "headwear": (7, 1.2, 1, .6, 1), "bags": (4, 3, 2, 1.5, .6),
           "cloth": (8, 4, 5, 3, 7, 5, 4, 2, 2.5, 1.5, 1.5, 1.5, 1.5, 2, 1.5, 1, 1.2, 1, 1, 1),
           "denim": (8, 3, 5, 5, 2, 3, 2, 1, 1, 1)}
 
-# %% ../nbs/01_synthetic.ipynb #255e6fa4
+# %% ../nbs/01_synthetic.ipynb #73dd5964
 def make_fashion(look: int, similarity: float = 1.0) -> Fashion:
     "The fashion of a look. Look 0 wears the palettes as listed; any other tints and reweighs them."
     rng, change = stream(FASHION, look), float(look > 0)
@@ -154,7 +154,7 @@ def make_fashion(look: int, similarity: float = 1.0) -> Fashion:
     kinds = {name: np.asarray(w, float) * np.exp(.9 * change * rng.normal(size=len(w))) for name, w in COMMON.items()}
     return Fashion(tint(CLOTH), kinds["cloth"], tint(DENIM), kinds["denim"], kinds, similarity)
 
-# %% ../nbs/01_synthetic.ipynb #1fd04a02
+# %% ../nbs/01_synthetic.ipynb #38311a95
 def draw_garments(rng: np.random.Generator, fashion: Fashion) -> tuple[Garment, Garment]:
     "A top and a bottom that go together."
     kinds = fashion.kinds
@@ -174,7 +174,7 @@ def draw_garments(rng: np.random.Generator, fashion: Fashion) -> tuple[Garment, 
         lower = replace(lower, pattern=pattern, second=fashion.accent(rng), period=float(rng.uniform(.03, .05)))
     return upper, lower
 
-# %% ../nbs/01_synthetic.ipynb #7a1ffc29
+
 def draw_person(rng: np.random.Generator, fashion: Fashion) -> Person:
     "A person of that fashion."
     top, bottom = draw_garments(rng, fashion)
@@ -192,7 +192,7 @@ def draw_person(rng: np.random.Generator, fashion: Fashion) -> Person:
         belly=float(max(0, rng.normal(0, .025))), legs=float(rng.uniform(.475, .53)),
         head=float(rng.uniform(.9, 1.14)), stride=float(rng.uniform(.3, .55)))
 
-# %% ../nbs/01_synthetic.ipynb #f9fd4076
+# %% ../nbs/01_synthetic.ipynb #82cdc59f
 @dataclass(frozen=True)
 class Pose:
     "How a person stands in one crop. Angles are radians."
@@ -202,17 +202,17 @@ class Pose:
     swing: float = 0.5 # of the arms
     lean: float = 0.0 # forward, in body heights at the crown
 
-# %% ../nbs/01_synthetic.ipynb #de3bdda3
+
 def draw_pose(rng: np.random.Generator, yaw: float = 0.0) -> Pose:
     "A pose about the direction `yaw`; a fifth of them stand still."
     walk = 0.0 if rng.random() < .2 else rng.uniform(.6, 1.1)
     return Pose(float(yaw), float(rng.uniform(0, 2 * math.pi)), float(walk), float(rng.uniform(.2, .7) * (walk > 0)),
                 float(rng.normal(0.01, .012)))
 
-# %% ../nbs/01_synthetic.ipynb #99c7528c
+
 Point = tuple[float, float, float]
 
-# %% ../nbs/01_synthetic.ipynb #3abbd2a6
+# %% ../nbs/01_synthetic.ipynb #4221b153
 def leg(person: Person, pose: Pose, side: int, name: str, phase: float) -> dict[str, Point]:
     "Hip, knee, ankle and toe of one side (1: left, -1: right) at a phase of the step."
     hip, thigh, shin = 1 - person.legs, .49 * (person.legs - .04), .51 * (person.legs - .04)
@@ -224,7 +224,7 @@ def leg(person: Person, pose: Pose, side: int, name: str, phase: float) -> dict[
     toe = (1.1 * x, ankle[1] + .028 + .025 * math.sin(b), ankle[2] + .058)
     return {f"{name} hip": (x, hip, 0.0), f"{name} knee": knee, f"{name} ankle": ankle, f"{name} toe": toe}
 
-# %% ../nbs/01_synthetic.ipynb #1081fd06
+
 def arm(person: Person, pose: Pose, side: int, name: str, turn: float) -> dict[str, Point]:
     "Shoulder, elbow and wrist of one side; `turn` (-1 to 1) says how far the arm is swung forward."
     holds = person.bag in ("handbag", "suitcase") and side == person.bag_side
@@ -236,7 +236,7 @@ def arm(person: Person, pose: Pose, side: int, name: str, turn: float) -> dict[s
     wrist = (elbow[0] + side * out * .2, elbow[1] + .155 * math.cos(b), elbow[2] + .155 * math.sin(b))
     return {f"{name} shoulder": shoulder, f"{name} elbow": elbow, f"{name} wrist": wrist}
 
-# %% ../nbs/01_synthetic.ipynb #7cab8ee9
+
 def skeleton(person: Person, pose: Pose) -> dict[str, Point]:
     "The joints by name, (x to the person's left, y down, z forward) in body heights; the lower foot stands at y = 1."
     joints = {"neck": (0.0, .165, 0.0), "head": (0.0, .075, .008)}
@@ -245,7 +245,7 @@ def skeleton(person: Person, pose: Pose) -> dict[str, Point]:
     drop = .96 - max(joints["left ankle"][1], joints["right ankle"][1])
     return {name: (x, y + drop, z + pose.lean * (1 - y)) for name, (x, y, z) in joints.items()}
 
-# %% ../nbs/01_synthetic.ipynb #62285c3a
+# %% ../nbs/01_synthetic.ipynb #b9af6532
 @dataclass(frozen=True)
 class Frame:
     "Where on the canvas a body comes to lie, and how the camera looks at it."
@@ -270,7 +270,7 @@ class Frame:
         "How much larger things at height y appear."
         return 1.22 + self.above * (.5 - y)
 
-# %% ../nbs/01_synthetic.ipynb #018905f0
+# %% ../nbs/01_synthetic.ipynb #90cca5a9
 @dataclass(frozen=True)
 class Paint:
     "How one part is coloured."
@@ -279,7 +279,7 @@ class Paint:
     second: RGB = (255, 255, 255)
     period: float = 0.05
 
-# %% ../nbs/01_synthetic.ipynb #4d13e04d
+
 class Figure:
     "A list of parts in body coordinates, kept with the layer (back to front) each is drawn on."
 
@@ -315,25 +315,25 @@ class Figure:
             left.append((x - half, row)), right.append((x + half, row))
         self.parts.append((layer, "shape", left + right[::-1], paint))
 
-# %% ../nbs/01_synthetic.ipynb #042728d8
+# %% ../nbs/01_synthetic.ipynb #3e7a7df9
 FAR, LEGS, SKIRT, TRUNK, ON_TRUNK, HEAD, ON_HEAD, NEAR, ON_TOP = range(0, 90, 10) # layers, back to front
 
-# %% ../nbs/01_synthetic.ipynb #7db7931a
+
 def between(a: Point, b: Point, share: float) -> Point:
     "The point at `share` of the way from `a` to `b`."
     return tuple(p + share * (q - p) for p, q in zip(a, b))
 
-# %% ../nbs/01_synthetic.ipynb #2d2028a4
+
 def darker(colour: RGB, factor: float = .65) -> RGB:
     "A darker shade of a colour."
     return tuple(factor * v for v in colour)
 
-# %% ../nbs/01_synthetic.ipynb #123c13a2
+# %% ../nbs/01_synthetic.ipynb #c6afc7da
 def paint_of(garment: Garment) -> Paint:
     "The paint of a garment."
     return Paint(garment.colour, garment.pattern, garment.second, garment.period)
 
-# %% ../nbs/01_synthetic.ipynb #df88f531
+# %% ../nbs/01_synthetic.ipynb #5d7a3b15
 def add_legs(figure: Figure, person: Person, joints: dict[str, Point]):
     "Legs with whatever covers them."
     length, loose, is_tube = BOTTOMS[person.bottom.kind]
@@ -352,7 +352,7 @@ def add_legs(figure: Figure, person: Person, joints: dict[str, Point]):
         if covered:
             add_leg_pattern(figure, layer + .6, cloth, (hip, knee, ankle), .034 * wide)
 
-# %% ../nbs/01_synthetic.ipynb #82c90aef
+
 def add_shoe(figure: Figure, person: Person, layer: float, knee: Point, ankle: Point, toe: Point):
     "Sole and upper of one shoe; boots reach up the shin."
     figure.limb(layer, ankle, toe, .021, .019, Paint(person.sole))
@@ -361,7 +361,7 @@ def add_shoe(figure: Figure, person: Person, layer: float, knee: Point, ankle: P
     if person.boots:
         figure.limb(layer + .3, between(ankle, knee, .45), ankle, .033, .026, Paint(person.shoes))
 
-# %% ../nbs/01_synthetic.ipynb #95b876be
+
 def add_leg_pattern(figure: Figure, layer: float, cloth: Paint, leg: tuple[Point, Point, Point], wide: float):
     "A stripe down the side, or a patch on the knee."
     hip, knee, ankle = ((x + math.copysign(wide, x), y, z) for x, y, z in leg)
@@ -372,7 +372,7 @@ def add_leg_pattern(figure: Figure, layer: float, cloth: Paint, leg: tuple[Point
         x, y, z = leg[1]
         figure.blob(layer, (x, y, z + .02), .03, .028, Paint(cloth.second))
 
-# %% ../nbs/01_synthetic.ipynb #9b98e0e2
+# %% ../nbs/01_synthetic.ipynb #513a0cba
 def trunk_rings(person: Person, drop: float, loose: float, low: float, flare: float) -> list:
     "Rings of the trunk from the neck down to height `low`, all moved down by `drop`."
     g, s, hip = person.girth * loose, person.shoulders * (.7 + .3 * person.girth), 1 - person.legs
@@ -381,7 +381,7 @@ def trunk_rings(person: Person, drop: float, loose: float, low: float, flare: fl
              (hip, .088 * g, .064 * g, 0.0), (low, .088 * g * flare, .067 * g * flare, 0.0)]
     return [(y + drop, a, b, z) for y, a, b, z in rings]
 
-# %% ../nbs/01_synthetic.ipynb #d3d9827e
+
 def add_skirt(figure: Figure, person: Person, drop: float):
     "A skirt, from above the hip to its hem."
     length, hip, g = BOTTOMS[person.bottom.kind][0], 1 - person.legs + drop, person.girth
@@ -389,7 +389,7 @@ def add_skirt(figure: Figure, person: Person, drop: float):
     rings = [(hip - .06, .076 * g, .06 * g, 0.0), (hip, .09 * g, .07 * g, 0.0), (low, .115 * g + .02, .1 * g + .02, 0.0)]
     figure.tube(SKIRT, rings, paint_of(person.bottom))
 
-# %% ../nbs/01_synthetic.ipynb #b0d5138b
+
 def add_trunk(figure: Figure, person: Person, joints: dict[str, Point]):
     "Trunk, skirt, and what shows on the front or the back of the top."
     hem, loose = TOPS[person.top.kind][1:3]
@@ -400,7 +400,7 @@ def add_trunk(figure: Figure, person: Person, joints: dict[str, Point]):
     figure.tube(TRUNK, trunk_rings(person, drop, .92 * loose, low, 1 + .25 * hem), paint_of(person.top))
     add_front(figure, person, drop, low)
 
-# %% ../nbs/01_synthetic.ipynb #0cb9dc11
+
 def add_front(figure: Figure, person: Person, drop: float, low: float):
     "Opening, zip and logo, where the front is seen; the hood of a hoodie, where the back is."
     front, (_, _, _, is_open) = math.cos(figure.frame.yaw), TOPS[person.top.kind]
@@ -415,7 +415,7 @@ def add_front(figure: Figure, person: Person, drop: float, low: float):
     if person.top.kind == "hoodie" and front < .6:
         figure.blob(ON_TRUNK + 2, (0, .185 + drop, -.045), .05 + .012 * abs(front), .035, paint_of(person.top))
 
-# %% ../nbs/01_synthetic.ipynb #52dcc0f7
+# %% ../nbs/01_synthetic.ipynb #dc229ceb
 def add_arms(figure: Figure, person: Person, joints: dict[str, Point]):
     "Arms, sleeves and hands; an arm on the far side is drawn behind the trunk."
     sleeve, _, loose, _ = TOPS[person.top.kind]
@@ -433,7 +433,7 @@ def add_arms(figure: Figure, person: Person, joints: dict[str, Point]):
         if 0 < sleeve < 1:
             figure.limb(layer + .3, shoulder, between(shoulder, elbow, .75), .037 * g, .039 * g, cloth, hem=True)
 
-# %% ../nbs/01_synthetic.ipynb #5e5c3757
+# %% ../nbs/01_synthetic.ipynb #e0bc8766
 def add_head(figure: Figure, person: Person, joints: dict[str, Point]):
     "Neck, head, face, beard, hair, headwear and scarf."
     head, r, front = joints["head"], .058 * person.head, math.cos(figure.frame.yaw)
@@ -450,7 +450,7 @@ def add_head(figure: Figure, person: Person, joints: dict[str, Point]):
         if front > -.2:
             figure.limb(ON_HEAD - 1, (x + .02, y + .09, z + .05), (x + .025, y + .2, z + .06), .017, .02, Paint(person.scarf))
 
-# %% ../nbs/01_synthetic.ipynb #352c5a1c
+
 def add_face(figure: Figure, person: Person, head: Point, r: float):
     "Nose, mouth, and the eyes or glasses that are not turned away."
     x, y, z = head
@@ -466,7 +466,7 @@ def add_face(figure: Figure, person: Person, head: Point, r: float):
         lips = [(x + .2 * side * r, y + .55 * r, z + .75 * r) for side in (-1, 1)]
         figure.limb(HEAD + 2, *lips, .0035, .0035, Paint(darker(person.skin)))
 
-# %% ../nbs/01_synthetic.ipynb #90e3ab7c
+# %% ../nbs/01_synthetic.ipynb #73f129a1
 def add_hair(figure: Figure, person: Person, head: Point, r: float):
     "Hair lies on top and behind: from the front it frames the face, from behind it hides the head."
     (x, y, z), style, hair = head, person.hairstyle, Paint(person.hair)
@@ -485,7 +485,7 @@ def add_hair(figure: Figure, person: Person, head: Point, r: float):
     if style == "ponytail":
         figure.limb(behind + .5, (x, y - .4 * r, z - 1.1 * r), (x, y + 2.3 * r, z - 1.35 * r), .32 * r, .18 * r, hair)
 
-# %% ../nbs/01_synthetic.ipynb #c40212c8
+
 def add_headwear(figure: Figure, person: Person, head: Point, r: float):
     "Cap, beanie, hat or hood."
     (x, y, z), kind, front = head, person.headwear, math.cos(figure.frame.yaw)
@@ -502,7 +502,7 @@ def add_headwear(figure: Figure, person: Person, head: Point, r: float):
         figure.blob(HEAD - 3, (x, y - .02, z - .35 * r), 1.28 * r, 1.38 * r, cloth)
         figure.blob(ON_HEAD + 4, (x, y - .02, z - .15 * r), 1.2 * r, 1.35 * r, cloth, arc)
 
-# %% ../nbs/01_synthetic.ipynb #cf10119a
+# %% ../nbs/01_synthetic.ipynb #ee540bcd
 def add_bag(figure: Figure, person: Person, joints: dict[str, Point]):
     "The bag; what shows of it depends on the view."
     drop, paint = joints["neck"][1] - .165, Paint(person.bag_colour)
@@ -522,7 +522,7 @@ def add_bag(figure: Figure, person: Person, joints: dict[str, Point]):
         figure.limb(layer - .5, (x, y + .02, z), (x, top, z), .008, .012, Paint(darker(paint.colour)))
         figure.shape(layer, bag_outline(x, top, low, z), paint)
 
-# %% ../nbs/01_synthetic.ipynb #bf50fdde
+
 def add_backpack(figure: Figure, drop: float, paint: Paint):
     "A backpack with a pocket; from the front, its straps."
     front = math.cos(figure.frame.yaw)
@@ -533,16 +533,16 @@ def add_backpack(figure: Figure, drop: float, paint: Paint):
     for x in (-.06, .06) if front > -.25 else ():
         figure.limb(ON_TRUNK + 5, (x, .185 + drop, .05), (1.15 * x, .33 + drop, .05), .011, .011, paint)
 
-# %% ../nbs/01_synthetic.ipynb #c4e90706
+
 def bag_outline(x: float, top: float, low: float, z: float = 0.0) -> list[Point]:
     "The outline of a bag that hangs beside the body, thin from the front and broad from the side."
     d = .065
     return [(x - .03, top, z - d), (x + .03, top, z + d), (x + .034, low, z + 1.1 * d), (x - .034, low, z - 1.1 * d)]
 
-# %% ../nbs/01_synthetic.ipynb #f7e10b06
+# %% ../nbs/01_synthetic.ipynb #6999b40c
 BUILDERS = (add_legs, add_trunk, add_arms, add_head, add_bag)
 
-# %% ../nbs/01_synthetic.ipynb #a4675349
+
 def build(person: Person, pose: Pose, frame: Frame) -> Figure:
     "All parts of a person in a pose."
     figure, joints = Figure(frame), skeleton(person, pose)
@@ -550,7 +550,7 @@ def build(person: Person, pose: Pose, frame: Frame) -> Figure:
         add(figure, person, joints)
     return figure
 
-# %% ../nbs/01_synthetic.ipynb #0fe040e2
+# %% ../nbs/01_synthetic.ipynb #e9721f65
 def rasterise(figure: Figure, height: int, width: int) -> np.ndarray: # (height, width) uint8: 1 + index of the part, 0: nobody
     "Draw the parts, back to front, as numbers: the colours come later."
     figure.parts.sort(key=lambda part: part[0])
@@ -569,7 +569,7 @@ def rasterise(figure: Figure, height: int, width: int) -> np.ndarray: # (height,
                 draw.ellipse([x - r, y - r, x + r, y + r], fill=number)
     return np.asarray(image)
 
-# %% ../nbs/01_synthetic.ipynb #e3e38e8b
+# %% ../nbs/01_synthetic.ipynb #739db63c
 def pattern_mask(pattern: str, # one of `PATTERNS`
                  x: np.ndarray, y: np.ndarray, # body coordinates, in body heights, that broadcast
                  period: float # of the pattern, in body heights
@@ -581,7 +581,7 @@ def pattern_mask(pattern: str, # one of `PATTERNS`
             "dots": (u % 1 - .5) ** 2 + (v % 1 - .5) ** 2 < .09, "block": y < .3, "band": (y > .27) & (y < .34)}
     return mask.get(pattern, everywhere) | everywhere
 
-# %% ../nbs/01_synthetic.ipynb #9863613b
+
 def colour_in(figure: Figure, parts: np.ndarray) -> np.ndarray: # (height, width, 3) float32, 0-255
     "Colours of the numbered parts: a look-up table, patterns, and a thin dark line where two parts meet."
     paints = [paint for *_, paint in figure.parts]
@@ -597,7 +597,7 @@ def colour_in(figure: Figure, parts: np.ndarray) -> np.ndarray: # (height, width
     image[edge] *= .78
     return image
 
-# %% ../nbs/01_synthetic.ipynb #4af9fa00
+# %% ../nbs/01_synthetic.ipynb #efcd2791
 def shade(image: np.ndarray, mask: np.ndarray, light: float = 0.0) -> np.ndarray:
     "Round the figure: darker towards its outline, and lit from one side (`light` -1: left, 1: right)."
     soft = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(max(1, mask.shape[0] // 40)))
@@ -606,7 +606,7 @@ def shade(image: np.ndarray, mask: np.ndarray, light: float = 0.0) -> np.ndarray
     slope = np.roll(soft, step, 1) - np.roll(soft, -step, 1)
     return image * (.62 + .38 * soft + .3 * light * slope)[..., None]
 
-# %% ../nbs/01_synthetic.ipynb #dfae82a9
+# %% ../nbs/01_synthetic.ipynb #531f7dac
 def put(canvas: np.ndarray, # (height, width, 3) float32, drawn into
         person: Person, pose: Pose, frame: Frame, light: float = 0.0):
     "Draw a person and their shadow on the ground into `canvas`, in place."
@@ -621,7 +621,7 @@ def put(canvas: np.ndarray, # (height, width, 3) float32, drawn into
     mask = parts > 0
     canvas[mask] = shade(colour_in(figure, parts), mask, light)[mask]
 
-# %% ../nbs/01_synthetic.ipynb #ef81e598
+# %% ../nbs/01_synthetic.ipynb #81bc1b8c
 @dataclass(frozen=True)
 class Camera:
     "What one camera does to everything it sees."
@@ -639,7 +639,7 @@ class Camera:
     falloff: float # how much darker the far side is
     scene: np.ndarray # (height, width, 3) uint8 panorama of the background, at twice the size of the crops
 
-# %% ../nbs/01_synthetic.ipynb #c3409046
+
 def expose(camera: Camera, image: np.ndarray, # (h, w, 3) float32, 0-255
            rng: np.random.Generator) -> np.ndarray: # (h, w, 3) uint8
     "What the camera's sensor makes of an image: colours, then noise."
@@ -652,10 +652,10 @@ def expose(camera: Camera, image: np.ndarray, # (h, w, 3) float32, 0-255
     x = camera.haze + (1 - camera.haze) * x + camera.noise * rng.standard_normal(x.shape, dtype=np.float32)
     return (np.clip(x, 0, 1) * 255 + .5).astype(np.uint8)
 
-# %% ../nbs/01_synthetic.ipynb #98708741
+# %% ../nbs/01_synthetic.ipynb #b654abac
 SCENES = ("street", "park", "wall", "hall", "crossing", "shop")
 
-# %% ../nbs/01_synthetic.ipynb #cf444d4a
+
 def paint_scene(rng: np.random.Generator,
                 kind: str, # one of `SCENES`
                 height: int, # of the canvas it is for
@@ -682,12 +682,12 @@ def paint_scene(rng: np.random.Generator,
     pixels = pixels * (.8 + .4 * stains) + rng.normal(0, 5, (h, w, 1))
     return np.clip(np.array(tone) + .38 * scenery * (pixels - 142), 0, 255).astype(np.uint8)
 
-# %% ../nbs/01_synthetic.ipynb #2c9c7785
+
 def shift_colour(colour, amount: float) -> tuple:
     "A colour made lighter (`amount` > 0) or darker, in grey levels."
     return tuple(int(min(255, max(0, v + amount))) for v in colour)
 
-# %% ../nbs/01_synthetic.ipynb #b4fee6c8
+# %% ../nbs/01_synthetic.ipynb #0c9cd696
 def draw_upright(draw, rng, kind: str, w: int, level: int, height: int, wall):
     "What stands above the horizon line: windows, trees, bricks, doors, cars or shop fronts."
     if kind == "park":
@@ -715,7 +715,7 @@ def draw_upright(draw, rng, kind: str, w: int, level: int, height: int, wall):
             draw.rectangle([x, .05 * level, x + .6 * step, level], fill=tone, outline=shift_colour(wall, -70), width=3)
             draw.rectangle([x + .08 * step, .15 * level, x + .3 * step, .8 * level], fill=shift_colour(tone, 35))
 
-# %% ../nbs/01_synthetic.ipynb #fc206b4e
+# %% ../nbs/01_synthetic.ipynb #17a4fc45
 def draw_ground(draw, rng, kind: str, w: int, h: int, level: int, height: int, ground):
     "What lies below the horizon line: tiles in perspective, a path, a zebra crossing; a kerb or a rail across."
     if kind == "park":
@@ -735,19 +735,19 @@ def draw_ground(draw, rng, kind: str, w: int, h: int, level: int, height: int, g
         draw.line([w / 2 + (x - w / 2) * .6, level, x, h], fill=line, width=2)
     draw.rectangle([0, level, w, level + .02 * height], fill=shift_colour(ground, -60))
 
-# %% ../nbs/01_synthetic.ipynb #2398fd72
+# %% ../nbs/01_synthetic.ipynb #86a562f3
 def spread(index: int, start: float, step: float = 0.6180339887) -> float:
     "A number in [-1, 1): successive indices lie far apart, however many there are."
     return 2 * ((start + index * step) % 1) - 1
 
-# %% ../nbs/01_synthetic.ipynb #3c1a4e68
+# %% ../nbs/01_synthetic.ipynb #62ee53ee
 def world_tone(look: int) -> RGB:
     "The prevailing colour of walls and pavements in a world: stone in daylight, darker in the evening."
     evening, hue = (0, 1, .4, .15)[look % 4], 2.4 * look
     colour = (159 + 15 * math.cos(hue + 2 / 3 * math.pi * (channel - .22)) for channel in range(3))
     return tuple((1 - .35 * evening) * v for v in colour)
 
-# %% ../nbs/01_synthetic.ipynb #8caa3722
+
 def make_camera(seed: int, look: int, camid: int, # 1, 2, ...
                 height: int = 128, # of the crops
                 camera_shift: float = 1.0, # scales every difference in colour between the cameras
@@ -770,10 +770,10 @@ def make_camera(seed: int, look: int, camid: int, # 1, 2, ...
         yaw=float(pick(rng, [0, .5, 1, 1.5]) * math.pi / 2 + rng.normal(0, .2)), light=float(rng.uniform(-1, 1)),
         falloff=float(rng.uniform(.05, .3)), scene=scene)
 
-# %% ../nbs/01_synthetic.ipynb #28466f63
+# %% ../nbs/01_synthetic.ipynb #0781f4c0
 OCCLUDERS = ("none", "post", "bush", "bonnet", "passer-by")
 
-# %% ../nbs/01_synthetic.ipynb #9a9b33bd
+
 @dataclass(frozen=True)
 class Box:
     "How a person lies in the crop: a perfect detector gives the default."
@@ -783,7 +783,7 @@ class Box:
     occluder: str = "none" # one of `OCCLUDERS`
     side: float = 0.5 # of the occluder, -1 left to 1 right
 
-# %% ../nbs/01_synthetic.ipynb #c036831c
+
 def draw_box(rng: np.random.Generator, nuisance: float = 1.0) -> Box:
     "A detector's box: a little off, now and then well off, now and then with something in front."
     spoil = nuisance * (2.4 if rng.random() < .15 * nuisance else 1.0)
@@ -793,7 +793,7 @@ def draw_box(rng: np.random.Generator, nuisance: float = 1.0) -> Box:
     side = rng.choice([-1, 1]) * rng.uniform(.45, 1)
     return Box(float(.5 + spoil * rng.normal(0, .035)), float(top), float(size), occluder, float(side))
 
-# %% ../nbs/01_synthetic.ipynb #dd87962e
+# %% ../nbs/01_synthetic.ipynb #71ffbdac
 def occlude(canvas: np.ndarray, # (h, w, 3) float32, drawn into
             box: Box, camera: Camera, rng: np.random.Generator,
             stranger: Person): # the passer-by
@@ -818,7 +818,7 @@ def occlude(canvas: np.ndarray, # (h, w, 3) float32, drawn into
         draw.line([x - .45 * w, .87 * h, x + .45 * w, .87 * h], fill=shift_colour(paint, 40), width=3)
     canvas[:] = np.asarray(image, dtype=np.float32)
 
-# %% ../nbs/01_synthetic.ipynb #f98be98f
+# %% ../nbs/01_synthetic.ipynb #dd9849a4
 def background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> np.ndarray: # (height, width, 3) float32
     "A piece of the camera's panorama, somewhere along it and at a slightly different distance."
     h, w = camera.scene.shape[:2]
@@ -828,7 +828,7 @@ def background(camera: Camera, rng: np.random.Generator, height: int, width: int
     piece = Image.fromarray(camera.scene[y:y + th, x:x + tw]).resize((width, height), Image.BILINEAR)
     return np.asarray(piece, dtype=np.float32)
 
-# %% ../nbs/01_synthetic.ipynb #29646d2a
+
 def render(camera: Camera, rng: np.random.Generator,
            person: Person | None = None, # None: nobody, a crop of the background
            pose: Pose = Pose(), box: Box = Box(),
@@ -848,7 +848,7 @@ def render(camera: Camera, rng: np.random.Generator,
     image = image.resize(low, Image.BOX).resize((width, height), Image.BILINEAR)
     return expose(camera, np.asarray(image, dtype=np.float32), rng)
 
-# %% ../nbs/01_synthetic.ipynb #5bf472e1
+# %% ../nbs/01_synthetic.ipynb #74d7564f
 @dataclass(frozen=True)
 class World:
     "The parameters of a world; the same ones give the same bytes."
@@ -866,7 +866,7 @@ class World:
     nuisance: float = 1.0 # how bad the boxes are, how often something is in the way
     similarity: float = 1.0 # how common the common colours are, and how little they vary
 
-# %% ../nbs/01_synthetic.ipynb #b7c52f4f
+
 def complete(world: World) -> World:
     "Fill in what was left open; a ValueError names what cannot be drawn, and why."
     tests = max(2, world.n_ids // 3) if world.n_test_ids is None else world.n_test_ids
@@ -888,7 +888,7 @@ def complete(world: World) -> World:
             raise ValueError(f"{name} must not be negative, but it is {getattr(world, name)}")
     return world
 
-# %% ../nbs/01_synthetic.ipynb #6d3348d2
+# %% ../nbs/01_synthetic.ipynb #ac29e981
 class Studio:
     "The people and cameras of a world, made on demand."
 
@@ -921,7 +921,7 @@ class Studio:
         count = int(rng.integers(max(2, math.ceil(.66 * n)), n + 1))
         return sorted(int(c) + 1 for c in rng.permutation(n)[:count])
 
-# %% ../nbs/01_synthetic.ipynb #99da63d9
+
 def draw_passage(studio: Studio, person: Person, camid: int,
                  track: np.random.Generator, # decides the direction of the walk
                  rng: np.random.Generator # decides the moment
@@ -933,20 +933,20 @@ def draw_passage(studio: Studio, person: Person, camid: int,
     stranger = studio.stranger(int(rng.integers(1, 10**6))) if box.occluder == "passer-by" else None
     return render(camera, rng, person, draw_pose(rng, yaw), box, studio.world.size, stranger)
 
-# %% ../nbs/01_synthetic.ipynb #0d6e486e
+# %% ../nbs/01_synthetic.ipynb #54edd4c7
 def draw_crop(studio: Studio, pid: int, camid: int, number: int) -> np.ndarray: # (height, width, 3) uint8
     "Crop `number` of person `pid` in camera `camid`."
     track, rng = studio.key(TRACK, pid, camid), studio.key(CROP, pid, camid, number)
     return draw_passage(studio, studio.person(pid), camid, track, rng)
 
-# %% ../nbs/01_synthetic.ipynb #d584fd2e
+# %% ../nbs/01_synthetic.ipynb #33622699
 def draw_distractor(studio: Studio, number: int) -> tuple[int, np.ndarray]:
     "Camid and crop of stranger `number`."
     rng = studio.key(STRANGER, number, 1)
     camid = int(rng.integers(1, studio.world.n_cams + 1))
     return camid, draw_passage(studio, studio.stranger(number), camid, rng, rng)
 
-# %% ../nbs/01_synthetic.ipynb #b540c513
+# %% ../nbs/01_synthetic.ipynb #573566b6
 def draw_junk(studio: Studio, number: int) -> tuple[int, np.ndarray]:
     "Camid and crop of a detector's mistake: background, or a person far too near."
     rng = studio.key(STRANGER, number, 2)
@@ -955,10 +955,10 @@ def draw_junk(studio: Studio, number: int) -> tuple[int, np.ndarray]:
     box = Box(float(rng.uniform(-.1, 1.1)), float(rng.uniform(-2, .5)), float(rng.uniform(1.8, 3)))
     return camid, render(studio.camera(camid), rng, person, draw_pose(rng, rng.uniform(0, 6.3)), box, studio.world.size)
 
-# %% ../nbs/01_synthetic.ipynb #b3047ca8
+# %% ../nbs/01_synthetic.ipynb #41fec921
 VERSION = 1 # of the drawing code: raised when the same parameters give other bytes
 
-# %% ../nbs/01_synthetic.ipynb #70c63765
+
 def write_tree(root: Path, studio: Studio):
     "Draw every crop of a world into the three folders of Market-1501 under `root`."
     world = studio.world
@@ -981,7 +981,7 @@ def write_tree(root: Path, studio: Studio):
             camid, image = draw(studio, number)
             save(image, gallery, pid, camid, number, 0)
 
-# %% ../nbs/01_synthetic.ipynb #202d8e96
+# %% ../nbs/01_synthetic.ipynb #18dea027
 def make_dataset(root: str | Path, # the folder to make
                  n_ids: int = 180, n_cams: int = 6, seed: int = 0, look: int = 0,
                  **others # the other fields of `World`: size, n_test_ids, crops_per_camera, ...
@@ -1005,7 +1005,7 @@ def make_dataset(root: str | Path, # the folder to make
         shutil.rmtree(draft)
     return root
 
-# %% ../nbs/01_synthetic.ipynb #b725699d
+
 def is_made(root: Path, told: dict) -> bool:
     "Whether `root` holds the world of these parameters; a ValueError if it holds anything else."
     record = root / "world.json"
@@ -1018,7 +1018,7 @@ def is_made(root: Path, told: dict) -> bool:
         raise ValueError(f"{root} exists and is no synthetic world (it has no world.json): choose another folder")
     return record.is_file()
 
-# %% ../nbs/01_synthetic.ipynb #10e5d7eb
+# %% ../nbs/01_synthetic.ipynb #e8e966af
 def hsv_histograms(images, # (n, 3, height, width) uint8, array or CPU tensor
                    block: int = 256 # images at a time
                   ) -> np.ndarray: # (n, 768) float32 rows, each summing to 1
@@ -1027,7 +1027,7 @@ def hsv_histograms(images, # (n, 3, height, width) uint8, array or CPU tensor
     rows = [histogram_block(images[i:i + block]) for i in range(0, len(images), block)]
     return np.concatenate([np.zeros((0, 768), np.float32), *rows])
 
-# %% ../nbs/01_synthetic.ipynb #e0417e4e
+
 def histogram_block(images: np.ndarray) -> np.ndarray: # (n, 768) float32
     "The histograms of a few images, (n, 3, height, width) uint8."
     n, _, height, width = images.shape

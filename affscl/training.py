@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'RECIPES', 'WorldOptions', 'TrainingOptions', 'Config', 'check_training',
-           'differences', 'cache_root', 'load_data', 'make_labeller', 'known', 'evaluate_model', 'seed_epoch',
-           'write_safely', 'save_state', 'load_state', 'new_run', 'load_config', 'read_history', 'write_history', 'Job',
+           'differences', 'load_data', 'make_labeller', 'known', 'evaluate_model', 'seed_epoch', 'write_safely',
+           'save_state', 'load_state', 'new_run', 'write_config', 'load_config', 'read_history', 'write_history', 'Job',
            'make_accelerator', 'can_evaluate', 'prepare', 'warn_without_weights', 'extract_shared', 'synchronised',
-           'gathered', 'train_epoch', 'Clock', 'set_parameters', 'report', 'Result', 'train', 'check_loss',
-           'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
+           'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'report', 'Result', 'train',
+           'check_loss', 'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
 
 # %% ../nbs/11_training.ipynb #1780bdb2
 import json
@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-# %% ../nbs/11_training.ipynb #3da49c99
-from .batches import BatchOptions, ImageStore, pk_batches, train_loader
+# %% ../nbs/11_training.ipynb #11b88777
+from .batches import BatchOptions, ImageStore, cache_folder, pk_batches, train_loader
 from .clustering import ClusterOptions, cluster_report, pseudo_labels, require_clusters
 from .datasets import DataOptions, Dataset, load_dataset
 from .evaluation import Scores, evaluate, rerank, score
@@ -47,7 +47,7 @@ class WorldOptions:
     world_seed: int = 0          # other seeds: other people, other cameras
     world_look: int = 0          # other looks: other fashions, other families of cameras
 
-# %% ../nbs/11_training.ipynb #38b99bda
+# %% ../nbs/11_training.ipynb #5ff1e1dd
 @dataclass
 class TrainingOptions:
     "How the loop runs (paper, section 4.2)."
@@ -59,7 +59,7 @@ class TrainingOptions:
     labels: str = "clusters"     # who labels: clusters (no pid is ever read) or truth (an upper bound)
     seed: int = 1                # of weights, sampling and augmentation
     device: str = "auto"         # auto, cpu, cuda, mps
-    precision: str = "no"        # no (float32), bf16, fp16: of the forward and backward pass
+    precision: str = "no"        # no (float32), bf16, fp16: of the network; clusters, memories and losses are float32
     extract_batch: int = 128     # crops in a forward pass without gradient
     eval_every: int = 1          # epochs between two evaluations; the last epoch always has one
 
@@ -79,7 +79,7 @@ class Config(TrainingOptions, LossOptions, ClusterOptions, NetworkOptions, Batch
         if wrong:
             raise ValueError("\n  ".join(["these settings cannot work:", *wrong]))
 
-# %% ../nbs/11_training.ipynb #4b43f897
+# %% ../nbs/11_training.ipynb #dd6d1827
 CHOICES = {"labels": ("clusters", "truth"), "device": ("auto", "cpu", "cuda", "mps"), "precision": ("no", "bf16", "fp16")}
 
 
@@ -91,6 +91,12 @@ def check_training(
              for name, values in CHOICES.items() if getattr(config, name) not in values]
     wrong += [f"{name}={getattr(config, name)!r}: must be 1 or more"
               for name in ("epochs", "iterations", "lr_step", "extract_batch", "eval_every", "p", "k", "k1", "k2", "min_samples") if getattr(config, name) < 1]
+    wrong += [f"{name}={getattr(config, name)!r}: must not be negative" for name in ("seed", "world_seed", "world_look", "workers", "pad", "weight_decay")
+              if getattr(config, name) < 0]
+    wrong += [f"{name}={getattr(config, name)!r}: a probability lies between 0 and 1" for name in ("flip", "erase")
+              if not 0 <= getattr(config, name) <= 1]
+    if config.pad >= min(config.height, config.width):
+        wrong.append(f"pad={config.pad}: must be smaller than the crops, {config.height} x {config.width}")
     if not 0 < config.eps < 1:
         wrong.append(f"eps={config.eps}: must lie between 0 and 1, as Jaccard distances do")
     if config.lr <= 0:
@@ -115,20 +121,15 @@ RECIPES = {
     "msmt17": replace(FULL, recipe="msmt17", dataset="msmt17", eps=0.6),
 }
 
-# %% ../nbs/11_training.ipynb #7a6120be
+# %% ../nbs/11_training.ipynb #5e414877
 def differences(
     config: Config,  # any settings
 ) -> dict:  # field name -> value, where it is not the default
-    "The fields in which `config` leaves the defaults, which are the paper's."
+    "The fields in which `config` leaves the defaults."
     default = Config()
     return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)}
 
-# %% ../nbs/11_training.ipynb #55ac10fe
-def cache_root() -> Path:
-    "The folder for what can be made again: `$XDG_CACHE_HOME/affscl`, by default `~/.cache/affscl`."
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "affscl"
-
-
+# %% ../nbs/11_training.ipynb #dd3ff29e
 def load_data(
     config: Config,  # reads dataset, data, pattern and the world's settings
 ) -> Dataset:
@@ -136,7 +137,7 @@ def load_data(
     if config.dataset != "synthetic":
         return load_dataset(config.dataset, config.data, config.pattern)
     name = f"ids{config.world_ids}-cams{config.world_cams}-look{config.world_look}-seed{config.world_seed}-v{VERSION}"
-    root = (Path(config.data) if config.data else cache_root() / "worlds") / name
+    root = (Path(config.data) if config.data else cache_folder(config.cache) / "worlds") / name
     make_dataset(root, n_ids=config.world_ids, n_cams=config.world_cams, seed=config.world_seed, look=config.world_look)
     return replace(load_dataset("market1501", root), name="synthetic")
 
@@ -211,7 +212,7 @@ def save_state(
     metadata = {"epoch": str(epoch), "scaler": json.dumps(scaler.state_dict() if scaler else {})}
     write_safely(path, lambda part: save_file(tensors, part, metadata))
 
-# %% ../nbs/11_training.ipynb #57bd429c
+# %% ../nbs/11_training.ipynb #86cad090
 def load_state(
     path,       # a file that `save_state` wrote
     model,      # AFF, filled in place
@@ -222,9 +223,11 @@ def load_state(
     try:
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+        model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot resume: looked for {path}, which is missing or damaged ({error})") from None
-    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    except RuntimeError as error:
+        raise ValueError(f"cannot resume: {path} is the state of another network ({error})") from None
     states = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
@@ -235,18 +238,22 @@ def load_state(
         scaler.load_state_dict(json.loads(metadata["scaler"]))
     return int(metadata["epoch"])
 
-# %% ../nbs/11_training.ipynb #44f73452
+# %% ../nbs/11_training.ipynb #3ee3675a
 def new_run(
-    config: Config,  # the settings to record
+    config: Config,  # its recipe names the folder if `out` does not
     out=None,        # the folder; by default runs/RECIPE-DATE-TIME
 ) -> Path:
-    "Make a run's folder. Raises FileExistsError if it holds anything already."
+    "Name a run's folder, not made yet. Raises FileExistsError if it holds anything already."
     run = Path(out or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise FileExistsError(f"{run} exists and is not empty: name another folder with --out, or continue that run with --resume {run}")
-    run.mkdir(parents=True, exist_ok=True)
-    write_safely(run / "config.json", lambda part: part.write_text(json.dumps(asdict(config), indent=1) + "\n"))
     return run
+
+
+def write_config(run, config):
+    "Record the settings in a run's folder, made if need be."
+    Path(run).mkdir(parents=True, exist_ok=True)
+    write_safely(Path(run) / "config.json", lambda part: part.write_text(json.dumps(asdict(config), indent=1) + "\n"))
 
 # %% ../nbs/11_training.ipynb #4260fef5
 def load_config(
@@ -291,7 +298,7 @@ class Job(NamedTuple):
         "The network without accelerate's wrapping."
         return self.accelerator.unwrap_model(self.model)
 
-# %% ../nbs/11_training.ipynb #81723cb1
+# %% ../nbs/11_training.ipynb #97091290
 def make_accelerator(
     config: Config,  # reads device and precision
 ) -> Accelerator:
@@ -302,6 +309,8 @@ def make_accelerator(
     if config.device not in ("auto", accelerator.device.type):
         raise ValueError(f"device={config.device!r} was asked for, and torch {torch.__version__} finds only {accelerator.device.type!r} here:"
                          " use --device auto (to choose among several GPUs, set CUDA_VISIBLE_DEVICES)")
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision='fp16' needs a GPU, and this is a CPU: use bf16 or no")
     return accelerator
 
 # %% ../nbs/11_training.ipynb #9c0e074b
@@ -315,9 +324,10 @@ def can_evaluate(
         return f"some crops in the query or gallery of {data.name} have no pid"
     return None
 
-# %% ../nbs/11_training.ipynb #4bafda30
+# %% ../nbs/11_training.ipynb #52add904
 def prepare(
-    config: Config,  # every setting
+    config: Config,        # every setting
+    initial: bool = True,  # load the initial weights? A resumed run has its own.
 ) -> Job:
     "Build what the loop needs: data first, so that a wrong path or a broken crop is told before anything else."
     accelerator = make_accelerator(config)
@@ -329,23 +339,25 @@ def prepare(
     accelerator.print(data)
     if reason:
         accelerator.print(f"Evaluation is left out: {reason}.")
-    warn_without_weights(config)
+    if initial:
+        warn_without_weights(config)
     seed_epoch(config.seed, 0)
-    model = AFF(**{f.name: getattr(config, f.name) for f in fields(NetworkOptions)})
+    options = {f.name: getattr(config, f.name) for f in fields(NetworkOptions)}
+    model = AFF(**options | ({} if initial else {"weights": None}))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     return Job(accelerator, model, optimizer, *stores, make_labeller(config, data.train))
 
-# %% ../nbs/11_training.ipynb #bb1ae01a
+# %% ../nbs/11_training.ipynb #2cd3890f
 def warn_without_weights(
     config: Config,  # reads recipe, backbone and weights
 ) -> None:
-    "Warn loudly if a full-scale network starts from random weights: the paper starts from ImageNet's."
-    if config.backbone == "resnet50" and not config.weights:
-        warnings.warn(f"{config.recipe}: ResNet-50 starts from RANDOM weights, from which clusters rarely form. The paper starts from ImageNet's:"
-                      " use --weights imagenet (torchvision downloads 98 MB once) or --weights FILE", stacklevel=2)
+    "Warn loudly if real crops meet random weights: the paper starts from ImageNet's."
+    if config.dataset != "synthetic" and not config.weights:
+        warnings.warn(f"{config.recipe}: {config.backbone} starts from RANDOM weights, from which clusters rarely form. The paper starts from"
+                      " ImageNet's: use --weights imagenet (torchvision downloads them once) or --weights FILE", stacklevel=2)
 
-# %% ../nbs/11_training.ipynb #35618a74
+# %% ../nbs/11_training.ipynb #fde53c44
 def extract_shared(
     job: Job,           # the run's parts
     store: ImageStore,  # crops
@@ -375,7 +387,14 @@ def gathered(accelerator, output, targets):
         return output, targets
     return type(output)(*(accelerator.gather(part.detach()) for part in output)), accelerator.gather(targets)
 
-# %% ../nbs/11_training.ipynb #3492e755
+
+def share_gradients(accelerator, criterion):
+    "Average the gradients of the criterion's own parameters, which the wrapped model does not know of."
+    if accelerator.num_processes > 1:
+        for parameter in criterion.parameters():
+            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+
+# %% ../nbs/11_training.ipynb #ae4741f4
 def train_epoch(
     job: Job,        # the run's parts
     config: Config,  # every setting
@@ -403,12 +422,13 @@ def train_epoch(
         losses = criterion(output, targets)                      # reads the old memory rows
         optimizer.zero_grad()
         accelerator.backward(sum(losses.values()))
+        share_gradients(accelerator, criterion)
         criterion.update(*gathered(accelerator, output, targets))  # writes the new ones
         optimizer.step()
         sums = {name: sums.get(name, 0) + part.detach() for name, part in losses.items()}
     synchronised(job)
     clock.lap("train")
-    parts = {f"loss_{name}": float(total) / config.iterations for name, total in sums.items()}
+    parts = {f"loss_{name}": float(accelerator.reduce(total, "mean")) / config.iterations for name, total in sums.items()}
     return {"epoch": epoch, "loss": sum(parts.values()), **parts, **report(labels, job.train.samples), "seconds": clock.laps}
 
 # %% ../nbs/11_training.ipynb #8b655dfa
@@ -441,7 +461,7 @@ def report(labels, samples):
     "How good the labels are: chapter 06's report, against pids and camids where all are known."
     return cluster_report(labels, known(samples, "pid"), known(samples, "camid"))
 
-# %% ../nbs/11_training.ipynb #fe7a5554
+# %% ../nbs/11_training.ipynb #a28d5995
 class Result(NamedTuple):
     "What `train` returns."
     run: Path            # the run's folder
@@ -455,13 +475,15 @@ def train(
     resume=None,     # instead: the folder of an interrupted run, continued after its last finished epoch
 ) -> Result:
     "Train as the paper's Figure 2 and section 4.2 say. Raises ValueError where training cannot go on."
-    job = prepare(config)
-    say, history, done = partial(job.accelerator.print, flush=True), [], 0
-    if resume:
-        run, history, done = Path(resume), *continue_run(resume, job)
-    else:
-        run = new_run(config, out) if job.accelerator.is_main_process else Path(out or "")
-        history = [finish_epoch({"epoch": 0, "seconds": {}}, job, config, run, [])]
+    if out and resume:
+        raise ValueError(f"a run continues in its own folder: give out ({out}) or resume ({resume}), not both")
+    run = Path(resume) if resume else new_run(config, out)
+    job = prepare(config, initial=not resume)
+    say = partial(job.accelerator.print, flush=True)
+    history = continue_run(run, job, config) if resume else []
+    if not resume:
+        history.append(finish_epoch({"epoch": 0, "seconds": {}}, job, config, run, history))
+    done = history[-1]["epoch"]
     say(f"{'Continuing' if resume else 'Training'} in {run}: {config.epochs - done} epochs of {config.iterations} batches of {config.p * config.k}")
     try:
         for epoch in range(done + 1, config.epochs + 1):
@@ -473,9 +495,9 @@ def train(
         say(f"\nStopped after epoch {history[-1]['epoch']} of {config.epochs}. Go on with: affscl-train --resume {run}")
         raise
     say(results_table(history))
-    return Result(run, job.network, history)
+    return Result(run, job.accelerator.unwrap_model(job.model, keep_fp32_wrapper=False), history)
 
-# %% ../nbs/11_training.ipynb #6463eba7
+# %% ../nbs/11_training.ipynb #15fd5b61
 def check_loss(row, config, run):
     "Stop, with the last good state on disk, when the loss is no number any more."
     if not np.isfinite(row["loss"]):
@@ -492,6 +514,7 @@ def finish_epoch(row, job, config, run, history):
         clock.lap("evaluate")
         row["seconds"] |= clock.laps
     if job.accelerator.is_main_process:
+        write_config(run, config)
         state = {key: value.detach().cpu().contiguous() for key, value in job.network.state_dict().items()}
         write_history(run, [*history, row])
         write_safely(run / "model.safetensors", lambda part: save_file(state, part))
@@ -500,10 +523,12 @@ def finish_epoch(row, job, config, run, history):
     return row
 
 
-def continue_run(run, job):
-    "Fill `job` with a run's last finished state; returns its history and the number of finished epochs."
+def continue_run(run, job, config):
+    "Fill `job` with a run's last finished state; returns the rows up to it."
     done = load_state(Path(run) / "resume.safetensors", job.network, job.optimizer, job.accelerator.scaler)
-    return [row for row in read_history(run) if row["epoch"] <= done], done
+    if config.epochs < done:
+        raise ValueError(f"{run} has {done} finished epochs already: ask for more of them with --epochs")
+    return [row for row in read_history(run) if row["epoch"] <= done]
 
 # %% ../nbs/11_training.ipynb #e5ff7daa
 def percent(row, name):

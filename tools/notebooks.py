@@ -9,6 +9,7 @@
 import base64
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ def readme():
         elif not {"hide", "default_exp"} & directives.keys():
             cells.append(v4.new_code_cell(cell.source))
     body, _ = MarkdownExporter().from_notebook_node(NotebookNode(v4.new_notebook(cells=cells)))
+    body = re.sub(r"\]\((\w+\.ipynb)", r"](nbs/\1", body).replace("](../", "](")  # links are seen from nbs/
     note = "<!-- Made from nbs/index.ipynb by `python tools/notebooks.py readme`: edit that. -->\n"
     (ROOT / "README.md").write_text(note + body.strip() + "\n", encoding="utf-8")
 

@@ -283,7 +283,7 @@ class Output(NamedTuple):
     neck: Tensor  # after the neck's BatchNorm
     unit: Tensor  # the neck's output divided by its length: unit rows
 
-# %% ../nbs/04_network.ipynb #091f0712
+# %% ../nbs/04_network.ipynb #f5749b1c
 class AFF(nn.Module):
     "The attention-guided fine-grained feature network (sections 3.1 and 3.3)."
 
@@ -308,14 +308,14 @@ class AFF(nn.Module):
         self.rows = Rows(domains, self.options.bn_chunk)
         group_norms(self, self.rows)
         self.loaded = load_weights(self, weights) if weights else None
-        self.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and on tensor cores
 
     def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
         "The maps (b, d, h', w') after attention and before pooling; arguments as in `forward`."
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"expected float images (b, 3, h, w), got {images.dtype} {tuple(images.shape)}: see batches.normalise")
         self.rows.divide(domain, len(images))
-        return self.attention(self.backbone(images))
+        # Convolutions are faster with channels last, on CPUs and on tensor cores.
+        return self.attention(self.backbone(images.contiguous(memory_format=torch.channels_last)))
 
     def forward(
         self,

@@ -324,7 +324,7 @@ def can_evaluate(
         return f"some crops in the query or gallery of {data.name} have no pid"
     return None
 
-# %% ../nbs/11_training.ipynb #52add904
+# %% ../nbs/11_training.ipynb #e906fd3e
 def prepare(
     config: Config,        # every setting
     initial: bool = True,  # load the initial weights? A resumed run has its own.
@@ -343,7 +343,7 @@ def prepare(
         warn_without_weights(config)
     seed_epoch(config.seed, 0)
     options = {f.name: getattr(config, f.name) for f in fields(NetworkOptions)}
-    model = AFF(**options | ({} if initial else {"weights": None}))
+    model = AFF(**options | ({} if initial else {"weights": None})).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     return Job(accelerator, model, optimizer, *stores, make_labeller(config, data.train))

@@ -64,6 +64,7 @@ def main():
                 continue
             new = measure(variant, seed)
             rows = list(csv.DictReader(TARGET.open())) if TARGET.exists() else []  # another process may have added some
+            rows = [row for row in rows if (row["variant"], int(row["seed"])) != (variant, seed)]
             TARGET.parent.mkdir(exist_ok=True)
             with TARGET.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)

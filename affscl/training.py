@@ -7,14 +7,18 @@ __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'RECIPES', 'WorldOptions', 'Trai
            'differences', 'load_data', 'make_labeller', 'known', 'evaluate_model', 'seed_epoch', 'write_safely',
            'save_state', 'load_state', 'new_run', 'write_config', 'load_config', 'read_history', 'write_history', 'Job',
            'make_accelerator', 'can_evaluate', 'prepare', 'warn_without_weights', 'extract_shared', 'synchronised',
-           'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'report', 'Result', 'train',
-           'check_loss', 'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
+           'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'report', 'stop_when_asked',
+           'Result', 'train', 'check_loss', 'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration',
+           'results_table']
 
-# %% ../nbs/11_training.ipynb #1780bdb2
+# %% ../nbs/11_training.ipynb #5f01cb68
 import json
 import os
+import signal
+import threading
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -394,11 +398,12 @@ def share_gradients(accelerator, criterion):
         for parameter in criterion.parameters():
             parameter.grad = accelerator.reduce(parameter.grad, "mean")
 
-# %% ../nbs/11_training.ipynb #ae4741f4
+# %% ../nbs/11_training.ipynb #5729b20d
 def train_epoch(
     job: Job,        # the run's parts
     config: Config,  # every setting
     epoch: int,      # 1, 2, ...
+    check=lambda: None,  # called after each batch; raises to stop
 ) -> dict:  # the epoch's row of metrics, without the evaluation
     "One epoch of the method (paper, Figure 2): extract, label, build the criterion, train."
     accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
@@ -426,6 +431,7 @@ def train_epoch(
         criterion.update(*gathered(accelerator, output, targets))  # writes the new ones
         optimizer.step()
         sums = {name: sums.get(name, 0) + part.detach() for name, part in losses.items()}
+        check()
     synchronised(job)
     clock.lap("train")
     parts = {f"loss_{name}": float(accelerator.reduce(total, "mean")) / config.iterations for name, total in sums.items()}
@@ -461,7 +467,31 @@ def report(labels, samples):
     "How good the labels are: chapter 06's report, against pids and camids where all are known."
     return cluster_report(labels, known(samples, "pid"), known(samples, "camid"))
 
-# %% ../nbs/11_training.ipynb #a28d5995
+# %% ../nbs/11_training.ipynb #76af28ae
+@contextmanager
+def stop_when_asked():
+    "Gives a function that raises KeyboardInterrupt if Ctrl-C was pressed before the call; pressed again, Ctrl-C interrupts at once."
+    pressed = []
+
+    def handler(*_):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    def check():
+        if pressed:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+# %% ../nbs/11_training.ipynb #c9c9261f
 class Result(NamedTuple):
     "What `train` returns."
     run: Path            # the run's folder
@@ -486,18 +516,20 @@ def train(
     done = history[-1]["epoch"]
     say(f"{'Continuing' if resume else 'Training'} in {run}: {config.epochs - done} epochs of {config.iterations} batches of {config.p * config.k}")
     try:
-        for epoch in range(done + 1, config.epochs + 1):
-            row = train_epoch(job, config, epoch)
-            check_loss(row, config, run)
-            history.append(finish_epoch(row, job, config, run, history))
-            say(epoch_line(history, config.epochs))
+        with stop_when_asked() as check:
+            for epoch in range(done + 1, config.epochs + 1):
+                check()
+                row = train_epoch(job, config, epoch, check)
+                check_loss(row, config, run)
+                history.append(finish_epoch(row, job, config, run, history))
+                say(epoch_line(history, config.epochs))
     except KeyboardInterrupt:
         say(f"\nStopped after epoch {history[-1]['epoch']} of {config.epochs}. Go on with: affscl-train --resume {run}")
         raise
     say(results_table(history))
     return Result(run, job.accelerator.unwrap_model(job.model, keep_fp32_wrapper=False), history)
 
-# %% ../nbs/11_training.ipynb #15fd5b61
+# %% ../nbs/11_training.ipynb #f2147351
 def check_loss(row, config, run):
     "Stop, with the last good state on disk, when the loss is no number any more."
     if not np.isfinite(row["loss"]):
@@ -530,7 +562,7 @@ def continue_run(run, job, config):
         raise ValueError(f"{run} has {done} finished epochs already: ask for more of them with --epochs")
     return [row for row in read_history(run) if row["epoch"] <= done]
 
-# %% ../nbs/11_training.ipynb #e5ff7daa
+# %% ../nbs/11_training.ipynb #1fb02884
 def percent(row, name):
     "A fraction of `row` as a percentage with one digit, or a dash."
     return f"{100 * row[name]:.1f}" if row.get(name) is not None else "-"
@@ -558,7 +590,7 @@ def duration(
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/11_training.ipynb #2490e40b
+# %% ../nbs/11_training.ipynb #ccdf498e
 def results_table(
     history: list[dict],  # a run's rows
 ) -> str:

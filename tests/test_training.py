@@ -1,8 +1,10 @@
 """The loop: what it may read, what it writes, how it stops and goes on."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -227,6 +229,35 @@ class TestResume:
         (tmp_path / "config.json").write_text('{"colour": 1}')
         with pytest.raises(ValueError, match="colour"):
             load_config(tmp_path)
+
+
+class TestStopWhenAsked:
+    def test_once_waits_for_the_next_look(self):
+        before = signal.getsignal(signal.SIGINT)
+        with training.stop_when_asked() as check:
+            check()
+            signal.raise_signal(signal.SIGINT)  # nothing happens here
+            with pytest.raises(KeyboardInterrupt):
+                check()
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_twice_interrupts_at_once(self):
+        with pytest.raises(KeyboardInterrupt), training.stop_when_asked():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    def test_in_another_thread_it_leaves_signals_alone(self):
+        before, seen = signal.getsignal(signal.SIGINT), []
+
+        def work():
+            with training.stop_when_asked() as check:
+                check()
+                seen.append(signal.getsignal(signal.SIGINT))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert seen == [before]
 
 
 class TestWhenItCannotGoOn:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'RECIPES', 'WorldOptions', 'TrainingOptions', 'Config', 'check_training',
            'differences', 'load_data', 'make_labeller', 'known', 'evaluate_model', 'seed_epoch', 'write_safely',
-           'save_state', 'load_state', 'new_run', 'write_config', 'load_config', 'read_history', 'write_history', 'Job',
-           'make_accelerator', 'can_evaluate', 'prepare', 'warn_without_weights', 'extract_shared', 'synchronised',
-           'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'report', 'stop_when_asked',
-           'Result', 'train', 'check_loss', 'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration',
-           'results_table']
+           'storable', 'save_state', 'load_state', 'new_run', 'write_config', 'load_config', 'read_history',
+           'write_history', 'Job', 'make_accelerator', 'can_evaluate', 'prepare', 'warn_without_weights',
+           'extract_shared', 'synchronised', 'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters',
+           'report', 'stop_when_asked', 'Result', 'train', 'check_loss', 'finish_epoch', 'continue_run', 'percent',
+           'epoch_line', 'duration', 'results_table']
 
 # %% ../nbs/11_training.ipynb #5f01cb68
 import json
@@ -199,6 +199,11 @@ def write_safely(path, write):
     os.replace(part, path)
 
 
+def storable(tensors):
+    "Tensors as safetensors wants them: on the CPU, contiguous."
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
 def save_state(
     path,       # the file to write
     epoch: int, # finished epochs
@@ -212,9 +217,8 @@ def save_state(
     for index, state in optimizer.state_dict()["state"].items():
         if index < kept:
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     metadata = {"epoch": str(epoch), "scaler": json.dumps(scaler.state_dict() if scaler else {})}
-    write_safely(path, lambda part: save_file(tensors, part, metadata))
+    write_safely(path, lambda part: save_file(storable(tensors), part, metadata))
 
 # %% ../nbs/11_training.ipynb #86cad090
 def load_state(
@@ -547,9 +551,8 @@ def finish_epoch(row, job, config, run, history):
         row["seconds"] |= clock.laps
     if job.accelerator.is_main_process:
         write_config(run, config)
-        state = {key: value.detach().cpu().contiguous() for key, value in job.network.state_dict().items()}
         write_history(run, [*history, row])
-        write_safely(run / "model.safetensors", lambda part: save_file(state, part))
+        write_safely(run / "model.safetensors", lambda part: save_file(storable(job.network.state_dict()), part))
         save_state(run / "resume.safetensors", epoch, job.network, job.optimizer, job.accelerator.scaler)
     job.accelerator.wait_for_everyone()
     return row

@@ -436,12 +436,9 @@ def load_model(
         if not (run / name).is_file():
             raise FileNotFoundError(f"no {name} in {run.absolute()}: expected the folder of a run, as affscl-train writes it")
     config, state = json.loads((run / "config.json").read_text(encoding="utf-8")), load_file(run / "model.safetensors")
-    names = [field.name for field in fields(NetworkOptions)]
-    lacking = [name for name in names if name not in config]
-    if lacking:
-        raise ValueError(f"{(run / 'config.json').absolute()} lacks the network's {', '.join(lacking)}")
+    options = {field.name: config.get(field.name, field.default) for field in fields(NetworkOptions)}  # a run may be older than an option
     domains = 1 + len({name for name in state if re.fullmatch(r"neck\.others\.\d+\.weight", name)})
-    model = AFF(domains=domains, **{name: config[name] for name in names} | {"weights": None})
+    model = AFF(domains=domains, **options | {"weights": None})
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -449,13 +446,18 @@ def load_model(
     return model.eval()
 
 # %% ../nbs/04_network.ipynb #2c240b27
-def _image_batches(data, model, batch_size, progress):
-    "Yield the images of `data`, a batch at a time, as they are stored."
-    if not isinstance(data, (ImageStore, Tensor)):
-        samples = [item if isinstance(item, Sample) else Sample(str(item)) for item in data]
-        data = ImageStore(samples, model.height, model.width, progress=progress)
-    for rows in torch.arange(len(data)).split(batch_size):
-        yield data[rows] if isinstance(data, Tensor) else data.batch(rows)
+def _as_images(data, model, progress):
+    "`data` as something whose rows are images: a store, or a tensor."
+    if isinstance(data, (ImageStore, Tensor)):
+        return data
+    samples = [item if isinstance(item, Sample) else Sample(str(item)) for item in data]
+    return ImageStore(samples, model.height, model.width, progress=progress)
+
+
+def _domains(data, model, domain):
+    "The domain of each image: as given, otherwise its sample's own."
+    known = domain is None and isinstance(data, ImageStore) and model.rows.domains > 1
+    return torch.tensor([sample.domain for sample in data.samples]) if known else torch.full((len(data),), domain or 0)
 
 
 def extract(
@@ -463,26 +465,29 @@ def extract(
     data: list | ImageStore | Tensor,  # samples or paths, a store, or images (n, 3, h, w): uint8, or float and normalised
     batch_size: int = 128,  # images at a time
     progress: bool = False,  # show a bar
-    domain: int = 0,  # whose BatchNorm statistics are used
+    domain: int | None = None,  # whose BatchNorm statistics are used; None: each sample's own domain, 0 for plain images
+    rows=None,  # (m,) which images, in this order; None: all
 ) -> Tensor:  # (n, d) float32, on the CPU, unit rows
     "Features of all of `data`, in its order, from the network in eval mode; leaves modes as they were. On a CPU denormals become 0 from then on."
     device = next(model.parameters()).device
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # tiny numbers would slow a CPU down
-    modes = [(module, module.training) for module in model.modules()]
-    out = [torch.empty(0, model.dim)]
+    data = _as_images(data, model, progress)
+    domains, rows = _domains(data, model, domain), torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
+    modes, out = [(module, module.training) for module in model.modules()], [torch.empty(0, model.dim)]
     model.eval()
     try:
-        with torch.inference_mode(), tqdm(total=len(data), disable=None if progress else True, unit="image", leave=False) as bar:
-            for images in _image_batches(data, model, batch_size, progress):
-                images = images.to(device)
+        with torch.inference_mode(), tqdm(total=len(rows), disable=None if progress else True, unit="image", leave=False) as bar:
+            for part in rows.split(batch_size):
+                images = (data[part] if isinstance(data, Tensor) else data.batch(part)).to(device)
                 images = images if images.is_floating_point() else normalise(images)
-                out.append(model(images, domain).unit.float().cpu())
-                bar.update(len(images))
+                out.append(model(images, domains[part]).unit.float().cpu())
+                bar.update(len(part))
     finally:
         for module, mode in modes:
             module.training = mode
     return torch.cat(out)
+
 
 # %% ../nbs/04_network.ipynb #2cb8d463
 class Cost(NamedTuple):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'RECIPES', 'WorldOptions', 'TrainingOptions', 'Config', 'check_training',
-           'differences', 'load_data', 'make_labeller', 'known', 'evaluate_model', 'seed_epoch', 'write_safely',
-           'storable', 'save_state', 'load_state', 'new_run', 'write_config', 'load_config', 'read_history',
-           'write_history', 'Job', 'make_accelerator', 'can_evaluate', 'prepare', 'warn_without_weights',
-           'extract_shared', 'synchronised', 'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters',
-           'report', 'stop_when_asked', 'Result', 'train', 'check_loss', 'finish_epoch', 'continue_run', 'percent',
-           'epoch_line', 'duration', 'results_table']
+           'differences', 'source_config', 'load_data', 'make_labeller', 'is_joint', 'known', 'score_features',
+           'evaluate_model', 'seed_epoch', 'write_safely', 'storable', 'save_state', 'load_state', 'new_run',
+           'write_config', 'load_config', 'read_history', 'write_history', 'Job', 'make_accelerator', 'can_evaluate',
+           'prepare', 'lasting_criterion', 'warn_without_weights', 'extract_shared', 'synchronised', 'gathered',
+           'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'draw_batches', 'report', 'stop_when_asked',
+           'Result', 'train', 'check_loss', 'finish_epoch', 'continue_run', 'percent', 'epoch_line', 'duration',
+           'results_table']
 
 # %% ../nbs/13_training.ipynb #5f01cb68
 import json
@@ -34,12 +35,14 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 # %% ../nbs/13_training.ipynb #11b88777
+from .adaptation import SOURCE, TARGET, AdaptationOptions, check_adaptation_options, join_domains, joint_batches, joint_labeller
 from .batches import BatchOptions, ImageStore, cache_folder, pk_batches, train_loader
 from .clustering import ClusterOptions, cluster_report, pseudo_labels, require_clusters
 from .datasets import DataOptions, Dataset, load_dataset
 from .evaluation import Scores, evaluate, rerank, score
 from .losses import LossOptions, check_loss_options, make_criterion
 from .network import AFF, NetworkOptions, check_network_options, extract
+from .supervised import StrongBaseline, SupervisedOptions, check_supervised_options, learning_rate, true_labels
 from .synthetic import VERSION, make_dataset
 
 # %% ../nbs/13_training.ipynb #6acb6531
@@ -69,13 +72,14 @@ class TrainingOptions:
 
 # %% ../nbs/13_training.ipynb #6c84563d
 @dataclass
-class Config(TrainingOptions, LossOptions, ClusterOptions, NetworkOptions, BatchOptions, DataOptions, WorldOptions):
+class Config(TrainingOptions, AdaptationOptions, SupervisedOptions, LossOptions, ClusterOptions, NetworkOptions, BatchOptions, DataOptions, WorldOptions):
     "Every setting of a run, flat. Raises ValueError for values that cannot work, all of them at once."
     recipe: str = "custom"       # where the settings came from
 
     def __post_init__(self):
+        self.milestones = tuple(self.milestones)  # JSON has lists only
         wrong = []
-        for check in (check_network_options, check_loss_options, check_training):
+        for check in (check_network_options, check_loss_options, check_adaptation_options, check_supervised_options, check_training):
             try:
                 check(self)
             except ValueError as error:
@@ -105,6 +109,8 @@ def check_training(
         wrong.append(f"eps={config.eps}: must lie between 0 and 1, as Jaccard distances do")
     if config.lr <= 0:
         wrong.append(f"lr={config.lr}: must be positive")
+    if config.source and config.labels == "truth":
+        wrong.append(f"source={config.source!r} and labels='truth': with a source, the target's labels are never read; leave labels at 'clusters'")
     if config.p * config.k < 2:
         wrong.append(f"p={config.p} and k={config.k} make batches of one crop, and BatchNorm needs two")
     if wrong:
@@ -134,10 +140,23 @@ def differences(
     return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)}
 
 # %% ../nbs/13_training.ipynb #dd3ff29e
+def source_config(
+    config: Config,  # with a source
+) -> Config:
+    "The settings with which the source is found: its name, its folder, its world."
+    return replace(config, dataset=config.source, data=config.source_data or config.data, world_look=config.source_look, world_seed=config.source_seed,
+                   **{name: getattr(AdaptationOptions, name) for name in ("source", "source_data", "source_look", "source_seed", "adapt", "domain_norm")})
+
+
 def load_data(
-    config: Config,  # reads dataset, data, pattern and the world's settings
+    config: Config,  # reads dataset, data, pattern, the world's settings, and those of a source
 ) -> Dataset:
-    "The dataset that `config` names. Raises what `load_dataset` and `make_dataset` raise."
+    "The dataset that `config` names, joined with its source if it has one. Raises what `load_dataset`, `make_dataset` and `join_domains` raise."
+    if config.source:
+        target = load_data(replace(source_config(config), dataset=config.dataset, data=config.data, world_look=config.world_look, world_seed=config.world_seed))
+        joined = join_domains(load_data(source_config(config)), target)
+        kept = {"joint": (SOURCE, TARGET), "pretrain": (TARGET,), "source": (SOURCE,)}[config.adapt]
+        return replace(joined, train=[sample for sample in joined.train if sample.domain in kept])
     if config.dataset != "synthetic":
         return load_dataset(config.dataset, config.data, config.pattern)
     name = f"ids{config.world_ids}-cams{config.world_cams}-look{config.world_look}-seed{config.world_seed}-v{VERSION}"
@@ -145,18 +164,26 @@ def load_data(
     make_dataset(root, n_ids=config.world_ids, n_cams=config.world_cams, seed=config.world_seed, look=config.world_look)
     return replace(load_dataset("market1501", root), name="synthetic")
 
+
 # %% ../nbs/13_training.ipynb #80fad6a0
 def make_labeller(
-    config: Config,   # reads labels, eps, min_samples, k1, k2
-    samples: list,    # the training samples; their pids are read only for labels="truth"
-):  # features (n, d) unit rows -> labels int64 (n,), -1: left out this epoch
+    config: Config,   # reads labels, adapt, eps, min_samples, k1, k2
+    samples: list,    # the training samples; pids are read only for labels="truth", and of the source
+):  # (features (n, d) unit rows, epoch) -> labels int64 (n,), -1: left out this epoch
     "Who labels the training crops before an epoch. Raises ValueError if the truth is asked for and unknown."
-    if config.labels == "truth":
-        if any(sample.pid is None for sample in samples):
-            raise ValueError("labels='truth' needs a pid for every training crop, and some have none: use labels='clusters'")
-        truth = np.unique([sample.pid for sample in samples], return_inverse=True)[1]
-        return lambda features: truth
-    return lambda features: pseudo_labels(features, config.eps, config.min_samples, config.k1, config.k2)
+    if config.labels == "truth" or config.source and config.adapt == "source":
+        truth = true_labels(samples)
+        return lambda features, epoch: truth
+
+    def clusters(features, epoch):
+        return pseudo_labels(features, config.eps, config.min_samples, config.k1, config.k2)
+    return joint_labeller(samples, clusters) if is_joint(config) else clusters
+
+
+def is_joint(config: Config) -> bool:
+    "Whether source and target are trained on together."
+    return bool(config.source) and config.adapt == "joint"
+
 
 # %% ../nbs/13_training.ipynb #13b4453b
 def known(samples, field):
@@ -165,21 +192,34 @@ def known(samples, field):
     return None if not values or None in values else np.array(values)
 
 
+def score_features(
+    query: torch.Tensor,    # (q, d) unit rows
+    gallery: torch.Tensor,  # (g, d) unit rows
+    stores: tuple[ImageStore, ImageStore],  # the crops they are of: queries, gallery
+    reranked: bool = False, # re-rank by k-reciprocal neighbours?
+    mixed: bool = False,    # do the queries' own crops join the gallery?
+) -> Scores:
+    "mAP and CMC of features (paper, section 4.1); the same-camera rule holds if all camids are known."
+    pids, camids = ([known(store.samples, field) for store in stores] for field in ("pid", "camid"))
+    camids = [None, None] if any(c is None for c in camids) else camids
+    if mixed:
+        gallery = torch.cat([gallery, query])
+        pids, camids = ([ids[0], np.concatenate([ids[1], ids[0]])] for ids in (pids, camids))
+    if reranked:
+        return score(rerank(query, gallery), *pids, *camids)
+    return evaluate(query, gallery, *pids, *camids)
+
+
 def evaluate_model(
     model: AFF,             # the network
     query: ImageStore,      # the queries' crops
     gallery: ImageStore,    # the gallery's crops
-    extract=extract,        # (model, store) -> features; several processes share the work by another one
     reranked: bool = False, # re-rank by k-reciprocal neighbours?
+    mixed: bool = False,    # do the queries' own crops join the gallery?
 ) -> Scores:
-    "mAP and CMC of `model` (paper, section 4.1); the same-camera rule holds if all camids are known."
-    features = [extract(model, store) for store in (query, gallery)]
-    pids = [known(store.samples, "pid") for store in (query, gallery)]
-    camids = [known(store.samples, "camid") for store in (query, gallery)]
-    camids = [None, None] if any(c is None for c in camids) else camids
-    if reranked:
-        return score(rerank(*features), *pids, *camids)
-    return evaluate(*features, *pids, *camids)
+    "Extract the features of both and score them, as `score_features` does."
+    return score_features(*(extract(model, store) for store in (query, gallery)), (query, gallery), reranked, mixed)
+
 
 # %% ../nbs/13_training.ipynb #88f4ce06
 def seed_epoch(
@@ -208,12 +248,14 @@ def save_state(
     path,       # the file to write
     epoch: int, # finished epochs
     model,      # AFF
-    optimizer,  # Adam; its first group holds the model's parameters, further ones are rebuilt every epoch
+    optimizer,  # Adam; its first group holds the model's parameters, a second one the criterion's
     scaler=None,  # the gradient scaler of fp16, if any
+    criterion=None,  # a criterion that outlives its epoch, if any
 ) -> None:
     "Write all that the next epoch needs into one safetensors file."
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    kept = len(optimizer.param_groups[0]["params"])
+    tensors |= {f"criterion.{key}": value for key, value in criterion.state_dict().items()} if criterion else {}
+    kept = sum(len(group["params"]) for group in optimizer.param_groups[:2 if criterion else 1])
     for index, state in optimizer.state_dict()["state"].items():
         if index < kept:
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
@@ -224,14 +266,17 @@ def save_state(
 def load_state(
     path,       # a file that `save_state` wrote
     model,      # AFF, filled in place
-    optimizer,  # Adam over the model's parameters only, filled in place
+    optimizer,  # Adam over the parameters of both, filled in place
     scaler=None,  # the gradient scaler of fp16, if any
+    criterion=None,  # a criterion that outlives its epoch, if any, filled in place
 ) -> int:  # finished epochs
     "Read what `save_state` wrote. Raises ValueError if there is no such file or it is damaged."
     try:
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
-        model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+        for name, module in (("model.", model), ("criterion.", criterion)):
+            if module:
+                module.load_state_dict({key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot resume: looked for {path}, which is missing or damaged ({error})") from None
     except RuntimeError as error:
@@ -299,7 +344,8 @@ class Job(NamedTuple):
     train: ImageStore              # crops to learn from
     query: ImageStore | None       # None: evaluation is left out
     gallery: ImageStore | None
-    labeller: object               # features -> labels
+    labeller: object               # (features, epoch) -> labels
+    criterion: torch.nn.Module | None  # one that outlives its epoch; None: each epoch has its own
 
     @property
     def network(self) -> AFF:
@@ -351,10 +397,22 @@ def prepare(
         warn_without_weights(config)
     seed_epoch(config.seed, 0)
     options = {f.name: getattr(config, f.name) for f in fields(NetworkOptions)}
-    model = AFF(**options | ({} if initial else {"weights": None})).to(memory_format=torch.channels_last)
+    domains = 2 if is_joint(config) and config.domain_norm else 1
+    model = AFF(domains=domains, **options | ({} if initial else {"weights": None})).to(memory_format=torch.channels_last)
+    criterion = lasting_criterion(config, data.train, model.dim, accelerator.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    if criterion:
+        optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    return Job(accelerator, model, optimizer, *stores, make_labeller(config, data.train))
+    return Job(accelerator, model, optimizer, *stores, make_labeller(config, data.train), criterion)
+
+
+def lasting_criterion(config, samples, d, device):
+    "The classifier of supervised training, whose people are the same in every epoch; None for criteria that each epoch builds anew."
+    if config.labels != "truth" or config.criterion != "cross_entropy_triplet":
+        return None
+    classes = int(true_labels(samples).max()) + 1
+    return StrongBaseline(classes, d, config.label_smoothing, config.margin, config.centre_weight, config.centre_rate, device)
 
 # %% ../nbs/13_training.ipynb #2cd3890f
 def warn_without_weights(
@@ -376,8 +434,8 @@ def extract_shared(
     if accelerator.num_processes == 1:
         return extract(network, store, batch_size=batch_size, progress=True)
     rows = np.array_split(np.arange(len(store)), accelerator.num_processes)[accelerator.process_index]
-    parts = [extract(network, store.batch(part), batch_size=batch_size) for part in np.array_split(rows, max(1, len(rows) // 1024))]
-    return torch.cat([torch.from_numpy(part) for part in gather_object([torch.cat(parts).numpy()])])
+    own = extract(network, store, batch_size=batch_size, rows=rows)
+    return torch.cat([torch.from_numpy(part) for part in gather_object([own.numpy()])])
 
 
 def synchronised(
@@ -412,22 +470,22 @@ def train_epoch(
     "One epoch of the method (paper, Figure 2): extract, label, build the criterion, train."
     accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
     rng, clock = seed_epoch(config.seed, epoch), Clock()
-    features = extract_shared(job, job.train, config.extract_batch)
+    features = None if job.criterion else extract_shared(job, job.train, config.extract_batch)
     clock.lap("extract")
-    labels = broadcast_object_list([job.labeller(features) if accelerator.is_main_process else None])[0]
-    require_clusters(labels, config.eps, config.min_samples)
+    labels = broadcast_object_list([job.labeller(features, epoch) if accelerator.is_main_process else None])[0]
+    row = {"epoch": epoch, **report(labels, job.train.samples, config)}
     clock.lap("label")
-    criterion = make_criterion(config, features.to(accelerator.device), labels)
+    criterion = job.criterion or make_criterion(config, features.to(accelerator.device), labels)
     set_parameters(optimizer, criterion, config, epoch)
-    camids = [sample.camid for sample in job.train.samples]
-    batches = pk_batches(labels, camids, config.p, config.k, config.iterations, rng, config.camera_sampling)
+    batches = draw_batches(config, job.train.samples, labels, rng, accelerator.num_processes)
     loader = train_loader(job.train, labels, batches, config, config.seed, epoch,
                           rank=accelerator.process_index, world=accelerator.num_processes)
+    domains = torch.tensor([sample.domain for sample in job.train.samples]) if job.network.rows.domains > 1 else None
     model.train()
     sums = {}
-    for images, targets, _ in tqdm(loader, f"epoch {epoch}", leave=False, disable=None if accelerator.is_main_process else True):
+    for images, targets, indices in tqdm(loader, f"epoch {epoch}", leave=False, disable=None if accelerator.is_main_process else True):
         images, targets = images.to(accelerator.device, non_blocking=True), targets.to(accelerator.device, non_blocking=True)
-        output = model(images)
+        output = model(images, 0 if domains is None else domains[indices])
         losses = criterion(output, targets)                      # reads the old memory rows
         optimizer.zero_grad()
         accelerator.backward(sum(losses.values()))
@@ -439,7 +497,8 @@ def train_epoch(
     synchronised(job)
     clock.lap("train")
     parts = {f"loss_{name}": float(accelerator.reduce(total, "mean")) / config.iterations for name, total in sums.items()}
-    return {"epoch": epoch, "loss": sum(parts.values()), **parts, **report(labels, job.train.samples), "seconds": clock.laps}
+    return row | {"loss": sum(parts.values()), **parts, "seconds": clock.laps}
+
 
 # %% ../nbs/13_training.ipynb #8b655dfa
 class Clock:
@@ -455,21 +514,34 @@ class Clock:
 
 
 def set_parameters(optimizer, criterion, config, epoch):
-    "Set the epoch's learning rate, and the criterion's parameters as the second group."
-    for old in optimizer.param_groups[1:]:
-        for parameter in old["params"]:
+    "Set the epoch's learning rate, and the criterion's parameters as the second group, unless they are there already."
+    parameters, there = list(criterion.parameters()), [p for group in optimizer.param_groups[1:] for p in group["params"]]
+    if [id(p) for p in parameters] != [id(p) for p in there]:
+        for parameter in there:
             optimizer.state.pop(parameter, None)
-    del optimizer.param_groups[1:]
-    parameters = list(criterion.parameters())
-    if parameters:
-        optimizer.add_param_group({"params": parameters})
+        del optimizer.param_groups[1:]
+        if parameters:
+            optimizer.add_param_group({"params": parameters})
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * 0.1 ** ((epoch - 1) // config.lr_step)
+        group["lr"] = learning_rate(epoch, config.lr, config.lr_step, config.warmup, config.milestones)
 
 
-def report(labels, samples):
-    "How good the labels are: chapter 06's report, against pids and camids where all are known."
+def draw_batches(config, samples, labels, rng, world=1):
+    "An epoch's P×K batches, for `world` processes of which each gets an equal part in a row; with a source, source rows come first in each part."
+    camids = [sample.camid for sample in samples]
+    sizes = config.p, config.k, config.iterations, rng, config.camera_sampling
+    if not is_joint(config):
+        return pk_batches(labels, camids, *sizes)
+    return joint_batches(labels, [sample.domain for sample in samples], camids, *sizes, world=world)
+
+
+def report(labels, samples, config):
+    "How good the labels are (chapter 06), against pids and camids where all are known; of the target, where there is one. Raises ValueError for fewer than two."
+    rows = [i for i, sample in enumerate(samples) if sample.domain == TARGET] or list(range(len(samples)))
+    labels, samples = np.asarray(labels)[rows], [samples[i] for i in rows]
+    require_clusters(labels, config.eps, config.min_samples)
     return cluster_report(labels, known(samples, "pid"), known(samples, "camid"))
+
 
 # %% ../nbs/13_training.ipynb #76af28ae
 @contextmanager
@@ -545,22 +617,24 @@ def finish_epoch(row, job, config, run, history):
     "Evaluate if it is time to, write metrics, weights and resume state, and return the completed row."
     clock, epoch = Clock(), row["epoch"]
     if job.query and (epoch % config.eval_every == 0 or epoch == config.epochs):
-        scores = evaluate_model(job.network, job.query, job.gallery, lambda _, store: extract_shared(job, store, config.extract_batch))
-        row |= {"mAP": float(scores.mAP)} | {f"rank{n}": float(scores.cmc[n - 1]) for n in (1, 5, 10)}
+        stores = job.query, job.gallery
+        features = [extract_shared(job, store, config.extract_batch) for store in stores]
+        scores, mixed = (score_features(*features, stores, mixed=mixed) for mixed in (False, True))
+        row |= {"mAP": scores.mAP} | {f"rank{n}": scores.rank(n) for n in (1, 5, 10)} | {"mixed_mAP": mixed.mAP, "mixed_rank1": mixed.rank(1)}
         clock.lap("evaluate")
         row["seconds"] |= clock.laps
     if job.accelerator.is_main_process:
         write_config(run, config)
         write_history(run, [*history, row])
         write_safely(run / "model.safetensors", lambda part: save_file(storable(job.network.state_dict()), part))
-        save_state(run / "resume.safetensors", epoch, job.network, job.optimizer, job.accelerator.scaler)
+        save_state(run / "resume.safetensors", epoch, job.network, job.optimizer, job.accelerator.scaler, job.criterion)
     job.accelerator.wait_for_everyone()
     return row
 
 
 def continue_run(run, job, config):
     "Fill `job` with a run's last finished state; returns the rows up to it."
-    done = load_state(Path(run) / "resume.safetensors", job.network, job.optimizer, job.accelerator.scaler)
+    done = load_state(Path(run) / "resume.safetensors", job.network, job.optimizer, job.accelerator.scaler, job.criterion)
     if config.epochs < done:
         raise ValueError(f"{run} has {done} finished epochs already: ask for more of them with --epochs")
     return [row for row in read_history(run) if row["epoch"] <= done]

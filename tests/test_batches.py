@@ -1,6 +1,8 @@
 """Chapter 02: the store, the augmentation, P x K batches and the loader, against naive versions and injected faults."""
+import io
 import os
 import pickle
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +18,7 @@ from affscl.batches import (
     ATTEMPTS,
     DRAWS,
     MEAN,
+    PART,
     STD,
     BatchOptions,
     ImageStore,
@@ -129,14 +132,49 @@ class TestImageStore:
 
     @pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError])
     def test_an_interrupted_build_leaves_nothing(self, samples, cache, monkeypatch, fault):
-        def interrupted(paths, height, width, workers):
-            yield load_crop(paths[0], height, width)
-            raise fault
+        real = affscl.batches.try_crop
 
-        monkeypatch.setattr(affscl.batches, "load_crops", interrupted)
+        def interrupted(path, height, width):
+            if path == samples[5].path:
+                raise fault
+            return real(path, height, width)
+
+        monkeypatch.setattr(affscl.batches, "try_crop", interrupted)
         with pytest.raises(fault):
             ImageStore(samples, 40, 20, cache)
         assert list(cache.iterdir()) == []
+
+    def test_what_nobody_has_begun_is_cancelled(self, samples, cache, monkeypatch):
+        seen = []
+
+        def failing(path, start, paths, height, width):
+            seen.append(start)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(affscl.batches, "write_part", failing)
+        with pytest.raises(OSError, match="No space left"):
+            ImageStore(samples * 2000, 4, 2, cache, workers=1)
+        assert len(seen) < 12 * 2000 / PART / 2
+
+    @pytest.mark.parametrize("part", [1, 5, 12, 100])
+    def test_parts_of_any_length_leave_the_same_bytes(self, samples, cache, monkeypatch, part):
+        whole = ImageStore(samples, 40, 20, cache / "whole").path.read_bytes()
+        monkeypatch.setattr(affscl.batches, "PART", part)
+        assert ImageStore(samples, 40, 20, cache / "parts", workers=3).path.read_bytes() == whole
+
+    def test_few_crops_are_in_memory_at_a_time(self, samples, cache, monkeypatch):
+        """A decoded crop is written before the same thread decodes another."""
+        decoded, writing = Counter(), affscl.batches.try_crop
+
+        def counting(path, height, width):
+            decoded[threading.get_ident()] += 1
+            on_disk = sum(p.stat().st_size for p in cache.iterdir())
+            assert on_disk >= 128 + 3 * 40 * 20 * (decoded[threading.get_ident()] - 1) - io.DEFAULT_BUFFER_SIZE
+            return writing(path, height, width)
+
+        monkeypatch.setattr(affscl.batches, "try_crop", counting)
+        ImageStore(samples * 10, 40, 20, cache, workers=1)
+        assert sum(decoded.values()) == 120
 
     def test_leftovers_of_a_killed_process_go_after_a_day(self, samples, cache):
         store = ImageStore(samples, 40, 20, cache)

@@ -1,0 +1,403 @@
+"""Chapter 11: two datasets as one, their labels and batches, against naive loops; target pids never matter."""
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affscl.adaptation import (
+    MODES,
+    SOURCE,
+    SOURCES,
+    TARGET,
+    AdaptationOptions,
+    check_adaptation_options,
+    check_domains,
+    join_domains,
+    joint_batches,
+    joint_labeller,
+    joint_labels,
+)
+from affscl.batches import BatchOptions, ImageStore, pk_batches, train_loader
+from affscl.clustering import require_clusters
+from affscl.datasets import Dataset, Sample, load_dataset
+from affscl.losses import LossOptions, make_criterion
+from affscl.network import AFF, Output, extract
+from affscl.synthetic import make_dataset
+
+
+def people(folder, pids, cams, each=2):
+    """`each` samples of every person in every camera, of files that need not exist."""
+    return [Sample(f"{folder}/{pid}_c{cam}_{i}.jpg", pid, cam) for pid in pids for cam in cams for i in range(each)]
+
+
+def source_world():
+    return Dataset("inside", Path("/data/a"), people("/data/a/train", [3, 7, 40], [1, 2]), people("/data/a/q", [900], [1]), [])
+
+
+def target_world():
+    return Dataset("outside", Path("/data/b"), people("/data/b/train", range(1, 5), [1, 2, 3]),
+                   people("/data/b/q", [20], [4]), people("/data/b/g", [0, 20, 77], [4, 5]))
+
+
+@pytest.fixture
+def joined():
+    return join_domains(source_world(), target_world())
+
+
+class Secret:
+    """A target sample whose pid nobody may look at."""
+    path, camid, domain = "secret.jpg", 1, TARGET
+
+    @property
+    def pid(self):
+        raise AssertionError("the pid of a target sample was read")
+
+
+# --- join_domains ------------------------------------------------------------------------------------------------
+
+def test_source_first_target_untouched(joined):
+    source, target = source_world(), target_world()
+    n = len(source.train)
+    assert [s.domain for s in joined.train] == [SOURCE] * n + [TARGET] * len(target.train)
+    assert joined.train[n:] == target.train and joined.query == target.query and joined.gallery == target.gallery
+    assert [s.path for s in joined.train[:n]] == [s.path for s in source.train]
+    assert joined.root == target.root and joined.name == "inside → outside"
+
+
+@pytest.mark.parametrize("field", ["pid", "camid"])
+def test_numbers_are_moved_beyond_all_of_the_targets(joined, field):
+    source, target = source_world(), target_world()
+    held = {getattr(s, field) for s in [*target.train, *target.query, *target.gallery]}
+    moved = [getattr(s, field) for s in joined.train[:len(source.train)]]
+    assert min(moved) == max(held) + 1
+    assert {m - getattr(s, field) for m, s in zip(moved, source.train)} == {min(moved) - min(getattr(s, field) for s in source.train)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(mine=st.lists(st.integers(-3, 50), min_size=2, unique=True), theirs=st.lists(st.none() | st.integers(-3, 50), min_size=1),
+       my_cams=st.lists(st.none() | st.integers(0, 9), min_size=1), their_cams=st.lists(st.none() | st.integers(0, 9), min_size=1))
+def test_never_collide(mine, theirs, my_cams, their_cams):
+    source = Dataset("s", Path("/data/a"), [Sample(f"/data/a/{i}", p, my_cams[i % len(my_cams)]) for i, p in enumerate(mine)], [], [])
+    target = Dataset("t", Path("/data/b"), [Sample(f"/data/b/{i}", p, their_cams[i % len(their_cams)]) for i, p in enumerate(theirs)], [], [])
+    joined = join_domains(source, target)
+    assert [s.camid is None for s in joined.train] == [s.camid is None for s in source.train + target.train]
+    for field in ("pid", "camid"):
+        ours, others = ({getattr(s, field) for s in joined.train if s.domain == d} - {None} for d in (SOURCE, TARGET))
+        assert not ours & others
+
+
+def test_same_root_is_refused():
+    with pytest.raises(ValueError, match="source and target are both .*/data/a.*two datasets"):
+        join_domains(source_world(), replace(target_world(), root=Path("/data/b/../a")))
+
+
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_a_shared_file_is_refused(split):
+    target = target_world()
+    setattr(target, split, [*getattr(target, split), Sample("/data/a/train/../train/7_c1_0.jpg", 1, 1)])
+    with pytest.raises(ValueError, match="1 of 12 training crops of the source inside also belong to the target outside, /data/a/train/7_c1_0.jpg"):
+        join_domains(source_world(), target)
+
+
+def test_a_link_to_the_targets_file_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.jpg").touch()
+    (tmp_path / "a" / "1.jpg").symlink_to(tmp_path / "b" / "1.jpg")
+    source = Dataset("s", tmp_path / "a", [Sample(str(tmp_path / "a" / "1.jpg"), 1), Sample("other", 2)], [], [])
+    with pytest.raises(ValueError, match="also belong to the target"):
+        join_domains(source, Dataset("t", tmp_path / "b", [Sample(str(tmp_path / "b" / "1.jpg"))], [], []))
+
+
+def test_source_without_labels_is_refused():
+    source = source_world()
+    source.train[4:6] = [s._replace(pid=None) for s in source.train[4:6]]
+    with pytest.raises(ValueError, match=r"inside has no pid for 2 of 12 training crops, /data/a/train/7_c1_0.jpg first.*pattern"):
+        join_domains(source, target_world())
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_source_of_one_person_is_refused(count):
+    source = replace(source_world(), train=people("/data/a", [5][:count], [1]))
+    with pytest.raises(ValueError, match=f"inside shows {count} person.*at least two"):
+        join_domains(source, target_world())
+
+
+def test_joining_twice_is_refused(joined):
+    with pytest.raises(ValueError, match="inside → outside already holds two domains"):
+        join_domains(replace(source_world(), root=Path("/data/c")), joined)
+
+
+def test_target_pids_may_be_unknown():
+    target = replace(target_world(), train=[s._replace(pid=None) for s in target_world().train])
+    assert join_domains(source_world(), target).train[12:] == target.train
+
+
+@pytest.mark.parametrize("field, value", [("pid", 3), ("camid", 3)])
+def test_check_domains(field, value):
+    fine = [Sample("a", 1, 1, 0), Sample("b", 2, 2, 1), Sample("c", None, None, 0), Sample("d", None, None, 1), Sample("e", 1, 1, 0)]
+    check_domains(fine)
+    check_domains([])
+    with pytest.raises(ValueError, match=f"{field} 3 in more than one domain"):
+        check_domains([*fine, Sample("x", 10, 10, 0)._replace(**{field: value}), Sample("y", 11, 11, 1)._replace(**{field: value})])
+
+
+def test_check_domains_names_some_of_many():
+    with pytest.raises(ValueError, match="pid 0, 1, 2, 3, 4 and 7 more in"):
+        check_domains([Sample("", pid, None, domain) for pid in range(12) for domain in (0, 1)])
+
+
+# --- joint_labels ------------------------------------------------------------------------------------------------
+
+def naive_labels(samples, target_labels):
+    names = sorted({s.pid for s in samples if s.domain == SOURCE})
+    waiting, out = list(target_labels), []
+    for s in samples:
+        label = names.index(s.pid) if s.domain == SOURCE else waiting.pop(0)
+        out.append(label + len(names) if s.domain == TARGET and label >= 0 else label)
+    return out
+
+
+@settings(deadline=None, max_examples=60)
+@given(domains=st.lists(st.sampled_from([SOURCE, TARGET]), max_size=30), seed=st.integers(0, 999), kind=st.sampled_from([list, np.array, torch.tensor]))
+def test_equals_naive_labels_in_any_order(domains, seed, kind):
+    rng = np.random.default_rng(seed)
+    samples = [Sample("", 10, None, SOURCE), Sample("", 4, None, SOURCE)]
+    samples += [Sample("", int(rng.integers(0, 15)), None, d) for d in domains]
+    target_labels = rng.integers(-1, 6, domains.count(TARGET)).tolist()
+    labels = joint_labels(samples, kind(target_labels))
+    assert labels.dtype == np.int64
+    assert labels.tolist() == naive_labels(samples, target_labels)
+
+
+def test_labels_by_hand(joined):
+    labels = joint_labels(joined.train, [0] * 6 + [-1] * 6 + [1] * 12)
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 6 + [-1] * 6 + [4] * 12
+
+
+def test_target_pids_are_never_read():
+    samples = [*people("a", [5, 3], [1])]
+    samples = [s._replace(domain=SOURCE) for s in samples] + [Secret()] * 5
+    labeller = joint_labeller(samples, lambda features, epoch: np.array([0, 0, 1, 1, -1]))
+    assert labeller(torch.zeros(9, 2), 1).tolist() == joint_labels(samples, [0, 0, 1, 1, -1]).tolist() == [1, 1, 0, 0, 2, 2, 3, 3, -1]
+
+
+def test_shuffled_target_pids_change_nothing():
+    target = target_world()
+    pids = np.random.default_rng(0).permutation([s.pid for s in target.train]).tolist()
+    shuffled = replace(target, train=[s._replace(pid=p) for s, p in zip(target.train, pids)])
+    results = []
+    for world in (target, shuffled):
+        train = join_domains(source_world(), world).train
+        labels = joint_labels(train, [0] * 6 + [1] * 6 + [2] * 12)
+        domains, camids = [s.domain for s in train], [s.camid for s in train]
+        batches = joint_batches(labels, domains, camids, 4, 3, 5, np.random.default_rng(1))
+        results.append((labels.tolist(), domains, camids, [b.tolist() for b in batches]))
+    assert [s.pid for s in target.train] != pids
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("target_labels", [[0] * 23, [0] * 25, [], [[0] * 24]])
+def test_wrong_number_of_target_labels(joined, target_labels):
+    with pytest.raises(ValueError, match="24 target samples, but target labels of shape"):
+        joint_labels(joined.train, target_labels)
+
+
+@pytest.mark.parametrize("pids, message", [([None, 3], "has no pid for 1 of 2"), ([3, 3], "shows 1 person in 2"), ([], "shows 0 persons")])
+def test_labels_need_a_labelled_source(pids, message):
+    with pytest.raises(ValueError, match=f"source {message}"):
+        joint_labels([Sample("", pid, None, SOURCE) for pid in pids] + [Sample("")], [0])
+
+
+# --- joint_labeller ----------------------------------------------------------------------------------------------
+
+def test_labeller_shows_the_clusterer_the_targets_rows_only():
+    domains = [SOURCE, TARGET, TARGET, SOURCE, TARGET, SOURCE]
+    samples = [Sample("", i, None, d) for i, d in enumerate(domains)]
+    features, seen = torch.arange(12.0).view(6, 2), []
+
+    def label_target(features, epoch):
+        seen.append((features, epoch))
+        return np.array([1, -1, 0])
+
+    assert joint_labeller(samples, label_target)(features, 7).tolist() == [0, 4, -1, 1, 3, 2]
+    assert seen[0][1] == 7 and torch.equal(seen[0][0], features[[1, 2, 4]])
+
+
+def test_labeller_wants_all_features(joined):
+    labeller = joint_labeller(joined.train, lambda features, epoch: np.zeros(len(features)))
+    with pytest.raises(ValueError, match="24 features for 36 samples of both domains"):
+        labeller(torch.zeros(24, 2), 1)
+
+
+def test_source_classes_hide_missing_clusters_unless_the_target_is_asked(joined):
+    labels = joint_labeller(joined.train, lambda features, epoch: np.full(len(features), -1))(torch.zeros(36, 2), 1)
+    target = np.array([s.domain for s in joined.train]) == TARGET
+    require_clusters(labels, 0.6, 4)  # passes: three source classes
+    with pytest.raises(ValueError, match="found 0 clusters in 24 samples"):
+        require_clusters(labels[target], 0.6, 4)
+
+
+# --- joint_batches -----------------------------------------------------------------------------------------------
+
+def world_of(rng, n=120, people=9, cams=4):
+    domains = rng.permutation(np.repeat([SOURCE, TARGET], n // 2))
+    labels = rng.integers(0, people, n) + people * (domains == TARGET)
+    labels[(domains == TARGET) & (rng.random(n) < 0.2)] = -1
+    return labels, domains, (rng.integers(0, cams, n) + cams * domains).tolist()
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), half=st.integers(1, 12), k=st.integers(1, 5), camera_sampling=st.booleans())
+def test_halves(seed, half, k, camera_sampling):
+    labels, domains, camids = world_of(np.random.default_rng(seed))
+    batches = joint_batches(labels, domains, camids, 2 * half, k, 4, np.random.default_rng(seed), camera_sampling)
+    assert len(batches) == 4
+    for batch in batches:
+        assert domains[batch].tolist() == [SOURCE] * (half * k) + [TARGET] * (half * k)
+        assert (labels[batch] >= 0).all()
+        for part in np.split(batch, 2):  # 9 people on either side: if there are fewer than p / 2, each gives more crops
+            counts = Counter(labels[part].tolist())
+            assert len(counts) == min(half, 9) and max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_equals_two_samplers_side_by_side():
+    labels, domains, camids = world_of(np.random.default_rng(5))
+    rng, naive = np.random.default_rng(3), []
+    for domain in (SOURCE, TARGET):
+        rows = [i for i in range(len(labels)) if domains[i] == domain]
+        batches = pk_batches(labels[rows], [camids[i] for i in rows], 3, 4, 6, rng)
+        naive.append([[rows[i] for i in batch] for batch in batches])
+    batches = joint_batches(labels, torch.from_numpy(domains), camids, 6, 4, 6, np.random.default_rng(3))
+    assert [b.tolist() for b in batches] == [s + t for s, t in zip(*naive)]
+
+
+def test_cameras_may_be_unknown():
+    labels, domains, _ = world_of(np.random.default_rng(5))
+    for camids in (None, [None] * len(labels)):
+        assert len(joint_batches(labels, domains, camids, 4, 4, 2, np.random.default_rng(0))) == 2
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_each_process_gets_both_domains(world):
+    labels, domains, camids = world_of(np.random.default_rng(5))
+    one, many = (joint_batches(labels, domains, camids, 8, 4, 3, np.random.default_rng(0), world=w) for w in (1, world))
+    for whole, shared in zip(one, many):
+        assert sorted(whole.tolist()) == sorted(shared.tolist())
+        for part in np.split(shared, world):
+            assert domains[part].tolist() == [SOURCE] * (16 // world) + [TARGET] * (16 // world)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(p=5), "p=5: must be even"), (dict(p=1), "p=1: must be even"), (dict(p=0), "p is 0"), (dict(world=5), "16 crops, which do not divide among 5"),
+    (dict(domains=np.full(120, SOURCE)), r"no target sample \(domain 0\) among 120"), (dict(domains=np.full(120, TARGET)), "no source sample"),
+    (dict(labels=np.full(120, -1)), "no labelled sample"),
+])
+def test_impossible_batches(change, message):
+    labels, domains, camids = world_of(np.random.default_rng(5))
+    given = dict(labels=labels, domains=domains, camids=camids, p=8, k=4, iterations=2, rng=np.random.default_rng(0)) | change
+    with pytest.raises(ValueError, match=message):
+        joint_batches(**given)
+
+
+def test_domains_without_clusters_are_refused():
+    labels, domains, camids = world_of(np.random.default_rng(5))
+    labels[domains == TARGET] = -1
+    with pytest.raises(ValueError, match="all 60 are outliers"):
+        joint_batches(labels, domains, camids, 8, 4, 2, np.random.default_rng(0))
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fine", [dict(), *(dict(source=name) for name in SOURCES), dict(source="dukemtmc", adapt="pretrain"),
+                                  dict(source="synthetic", source_look=3, source_seed=9, source_data="worlds", domain_norm=False)])
+def test_valid_options(fine):
+    check_adaptation_options(AdaptationOptions(**fine))
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(source="market", source_data="x"), "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, folder, synthetic"),
+    (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain"),
+    (dict(source_data="x"), "source_data='x' is about a source, and there is none"), (dict(source_look=2), "leave source_look at 1"),
+    (dict(source_seed=2), "source_seed=2 is about"), (dict(adapt="pretrain"), "leave adapt at 'joint'"), (dict(domain_norm=False), "leave domain_norm at True"),
+    (dict(source="synthetic", source_look=-1), "source_look=-1: must not be negative"), (dict(source="dukemtmc", source_seed=1), "the source is 'dukemtmc'"),
+])
+def test_invalid_options(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        check_adaptation_options(AdaptationOptions(**wrong))
+
+
+def test_every_problem_has_a_line():
+    with pytest.raises(ValueError) as caught:
+        check_adaptation_options(AdaptationOptions(source_data="x", source_look=-1, source_seed=4, adapt="both", domain_norm=False))
+    lines = str(caught.value).splitlines()
+    assert all(any(line.startswith(f"{f.name}=") for line in lines) for f in fields(AdaptationOptions) if f.name != "source")
+
+
+def test_p_is_checked_where_the_settings_hold_it():
+    settings = SimpleNamespace(**vars(AdaptationOptions(source="dukemtmc")), p=5)
+    with pytest.raises(ValueError, match="p=5: must be even"):
+        check_adaptation_options(settings)
+    settings.adapt = "pretrain"
+    check_adaptation_options(settings)
+    assert MODES == ("joint", "pretrain")
+
+
+# --- with the parts of other chapters ----------------------------------------------------------------------------
+
+def test_statistics_of_each_domain_equal_the_naive_loop():
+    torch.manual_seed(0)
+    joint = AFF("resnet10", height=64, width=32, domains=2)
+    state = joint.state_dict()
+    single = [AFF("resnet10", height=64, width=32) for _ in range(2)]
+    for model in single:  # both start where domain 0 does
+        model.load_state_dict({name: state[name] for name in model.state_dict()})
+    images = torch.randn(8, 3, 64, 32)
+    images[:4] = 2 * images[:4] + 1  # another light
+    domains = torch.tensor([SOURCE] * 4 + [TARGET] * 4)
+    out = joint(images, domains)
+    naive = {domain: single[domain](images[domains == domain]) for domain in (SOURCE, TARGET)}
+    torch.testing.assert_close(out.unit, torch.cat([naive[SOURCE].unit, naive[TARGET].unit]))
+    torch.testing.assert_close(joint.neck.running_mean, single[TARGET].neck.running_mean)
+    torch.testing.assert_close(joint.neck.others[0].running_mean, single[SOURCE].neck.running_mean)
+    assert not torch.allclose(joint.backbone.bn1.running_var, joint.backbone.bn1.others[0].running_var)
+
+
+def test_memories_have_a_row_for_each_class_and_each_cluster(joined):
+    labels = joint_labels(joined.train, [0] * 6 + [-1] * 6 + [1] * 12)
+    features = torch.nn.functional.normalize(torch.randn(36, 8), dim=1)
+    memory = make_criterion(LossOptions(), features, labels).memory
+    assert len(memory.mean) == len(memory.hard) == 3 + 2
+    for k, row in enumerate(memory.mean):
+        torch.testing.assert_close(row, torch.nn.functional.normalize(features[labels == k].mean(0), dim=0))
+
+
+def test_two_joint_steps(tmp_path):
+    worlds = [load_dataset("market1501", make_dataset(tmp_path / f"look{look}", 8, 2, look=look, size=(64, 32))) for look in (1, 0)]
+    train = join_domains(*worlds).train
+    store, domains = ImageStore(train, 64, 32, cache=tmp_path, progress=False), torch.tensor([s.domain for s in train])
+    truth = np.unique([s.pid for s in train if s.domain == TARGET], return_inverse=True)[1]  # perfect clusters
+    model, options = AFF("resnet10", height=64, width=32, domains=2), BatchOptions(p=4, k=2, pad=3)
+    before = [p.clone() for p in model.parameters()]
+    features = torch.cat([extract(model, store.batch(np.flatnonzero(domains == d)), domain=d) for d in (SOURCE, TARGET)])
+    labels = joint_labeller(train, lambda features, epoch: truth)(features, 1)
+    criterion, optimizer = make_criterion(LossOptions(), features, labels), torch.optim.Adam(model.parameters())
+    batches = joint_batches(labels, domains, [s.camid for s in train], 4, 2, 2, np.random.default_rng(0))
+    model.train()
+    for images, targets, indices in train_loader(store, labels, batches, options, seed=0, epoch=1):
+        output = model(images, domains[indices])
+        assert isinstance(output, Output) and targets.tolist() == labels[indices].tolist()
+        optimizer.zero_grad()
+        loss = sum(criterion(output, targets).values())
+        loss.backward()
+        criterion.update(output, targets)
+        optimizer.step()
+        assert torch.isfinite(loss)
+    moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters()) if new.requires_grad]
+    assert all(moved)

@@ -1,0 +1,362 @@
+"""The strong baseline against naive loops, autograd with SGD, and values computed by hand."""
+import math
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affscl.datasets import Sample
+from affscl.losses import CrossEntropyTriplet, batch_hard_triplet
+from affscl.network import AFF
+from affscl.supervised import CentreLoss, StrongBaseline, SupervisedOptions, check_supervised_options, learning_rate, true_labels
+
+Output = namedtuple("Output", "pooled neck unit")
+K, D = 6, 5
+cases = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 10**6)
+
+
+def batch(seed=0, b=12, d=D, k=K):
+    """Features as a leaf, targets with repetitions and absentees."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(b, d, generator=g).requires_grad_(), torch.randint(0, k, (b,), generator=g)
+
+
+def outputs(x):
+    return Output(x, F.batch_norm(x, None, None, training=True), F.normalize(x, dim=1))
+
+
+def samples(pids):
+    return [Sample(f"{i}.jpg", pid, 1) for i, pid in enumerate(pids)]
+
+
+# True labels
+
+
+def test_true_labels_number_the_pids_in_order():
+    labels = true_labels(samples([30, 7, 30, 1501, 7]))
+    assert labels.dtype == np.int64 and labels.tolist() == [1, 0, 1, 2, 0]
+
+
+@cases
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
+def test_true_labels_say_who_is_the_same(pids):
+    labels = true_labels(samples(pids))
+    assert sorted(set(labels)) == list(range(len(set(pids))))
+    assert all((a == b) == (x == y) and (a < b) == (x < y) for a, x in zip(pids, labels) for b, y in zip(pids, labels))
+
+
+def test_true_labels_need_every_pid():
+    with pytest.raises(ValueError, match=r"labels='truth' needs a pid for every training crop, and 2 of 3 have none.*labels='clusters'"):
+        true_labels(samples([None, 4, None]))
+
+
+# Learning rate
+
+
+@cases
+@given(st.integers(1, 200), st.integers(1, 60), st.floats(1e-6, 1))
+def test_without_options_the_rate_is_that_of_the_unsupervised_recipes(epoch, lr_step, lr):
+    assert learning_rate(epoch, lr, lr_step) == lr * 0.1 ** ((epoch - 1) // lr_step)
+
+
+def test_published_course_by_hand():
+    shares = {1: 0.01, 2: 0.109, 6: 0.505, 10: 0.901, 11: 1, 40: 1, 41: 0.1, 70: 0.1, 71: 0.01, 120: 0.01}
+    for epoch, share in shares.items():
+        assert learning_rate(epoch, 3.5e-4, 20, warmup=10, milestones=(40, 70)) == pytest.approx(3.5e-4 * share), epoch
+
+
+def test_warmup_grows_evenly_and_ends_at_the_full_rate():
+    rates = [learning_rate(epoch, 1.0, 100, warmup=7) for epoch in range(1, 12)]
+    steps = np.diff(rates[:8])
+    np.testing.assert_allclose(steps, 0.99 / 7)
+    assert rates[7:] == [1.0] * 4
+
+
+def test_warmup_and_drops_multiply():
+    both = [learning_rate(e, 2.0, 3, warmup=8) for e in range(1, 20)]
+    alone = [learning_rate(e, 1.0, 99, warmup=8) * learning_rate(e, 2.0, 3) for e in range(1, 20)]
+    np.testing.assert_allclose(both, alone)
+    assert learning_rate(7, 1.0, 3, milestones=[4, 6]) == pytest.approx(0.01)  # lr_step is not read
+
+
+# Centre loss
+
+
+def naive_centre(features, targets, centres):
+    """Mean squared distance to the own centre, a number at a time."""
+    total = 0.0
+    for x, t in zip(features.tolist(), targets.tolist()):
+        total += sum((a - c) ** 2 for a, c in zip(x, centres[t].tolist()))
+    return total / len(features)
+
+
+@cases
+@given(seeds)
+def test_centre_loss_is_the_naive_loop(seed):
+    torch.manual_seed(seed)
+    x, targets = batch(seed)
+    loss = CentreLoss(K, D)
+    assert float(loss(x, targets)) == pytest.approx(naive_centre(x, targets, loss.centres), rel=1e-5)
+
+
+def test_centre_loss_by_hand():
+    loss = CentreLoss(2, 2)
+    loss.centres.copy_(torch.tensor([[0., 0.], [1., 1.]]))
+    x, targets = torch.tensor([[3., 4.], [1., 3.]]), torch.tensor([0, 1])
+    assert float(loss(x, targets)) == (25 + 4) / 2
+    loss.update(x, targets, rate=0.5)                       # 2 * 0.5 / 2: halfway
+    assert loss.centres.tolist() == [[1.5, 2.], [1., 2.]]
+
+
+def test_centre_loss_pulls_features_and_learns_nothing_itself():
+    x, targets = batch()
+    loss = CentreLoss(K, D)
+    loss(x, targets).backward()
+    torch.testing.assert_close(x.grad, 2 * (x - loss.centres[targets]).detach() / len(x))
+    assert not list(loss.parameters()) and set(loss.state_dict()) == {"centres"}
+
+
+@cases
+@given(seeds, st.floats(0.05, 1), st.floats(1e-4, 10))
+def test_update_is_sgd_on_the_gradient_divided_by_the_weight(seed, rate, weight):
+    """The published trainer: the weighted loss is differentiated, the centres' gradient divided by the weight, SGD takes a step."""
+    torch.manual_seed(seed)
+    x, targets = batch(seed)
+    loss = CentreLoss(K, D)
+    leaf = torch.nn.Parameter(loss.centres.clone())
+    (weight * (x - leaf[targets]).square().sum(1).mean()).backward()
+    leaf.grad /= weight
+    torch.optim.SGD([leaf], lr=rate).step()
+    loss.update(x, targets, rate)
+    torch.testing.assert_close(loss.centres, leaf.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_update_leaves_absent_people_alone_and_ignores_order():
+    x, targets = batch(3)
+    targets = targets % 4                                    # 4 and 5 are absent
+    one, other = CentreLoss(K, D), CentreLoss(K, D)
+    other.load_state_dict(one.state_dict())
+    before, order = one.centres.clone(), torch.randperm(len(x))
+    one.update(x, targets, 0.5)
+    other.update(x[order], targets[order], 0.5)
+    assert torch.equal(one.centres[4:], before[4:]) and not torch.equal(one.centres[:4], before[:4])
+    torch.testing.assert_close(one.centres, other.centres)
+
+
+def test_at_half_a_batch_of_one_person_lands_on_its_mean():
+    x, _ = batch()
+    loss = CentreLoss(K, D)
+    loss.update(x, torch.full((len(x),), 2), 0.5)
+    torch.testing.assert_close(loss.centres[2], x.detach().mean(0))
+
+
+def test_update_between_forward_and_backward_does_not_change_the_gradient():
+    x, targets = batch()
+    loss = CentreLoss(K, D)
+    expected = 2 * (x - loss.centres[targets]).detach() / len(x)
+    value = loss(x, targets)
+    loss.update(x, targets, 0.5)
+    value.backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_centre_loss_computes_in_float32_under_autocast():
+    x, targets = batch(b=64, d=32)
+    one, other = CentreLoss(K, 32), CentreLoss(K, 32)
+    other.load_state_dict(one.state_dict())
+    expected = one(x, targets)
+    one.update(x, targets, 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(other(x, targets), expected)
+        other.update(x, targets, 0.5)
+    assert torch.equal(one.centres, other.centres)
+    assert other(x.bfloat16(), targets).dtype == torch.float32
+
+
+@pytest.mark.parametrize("features, targets, message", [
+    (torch.zeros(3, D + 1), [0, 1, 2], r"features must be \(b, 5\)"),
+    (torch.zeros(3, 1), [0, 1, 2], r"features must be \(b, 5\)"),
+    (torch.zeros(3, D), [0, 1, K], r"targets must lie in 0\.\.5"),
+    (torch.zeros(3, D), [0, 1, -1], "outliers"),
+])
+def test_centre_loss_refuses(features, targets, message):
+    loss = CentreLoss(K, D)
+    with pytest.raises(ValueError, match=message):
+        loss(features, torch.tensor(targets))
+    with pytest.raises(ValueError, match=message):
+        loss.update(features, torch.tensor(targets))
+
+
+# The criterion
+
+
+def naive_smoothed(logits, targets, share):
+    """Cross-entropy with (1 - share) on the target and share / K on everybody, the target among them."""
+    total = 0.0
+    for row, t in zip(logits.double().tolist(), targets.tolist()):
+        norm = math.log(sum(math.exp(v) for v in row))
+        total -= sum((share / len(row) + (1 - share) * (i == t)) * (v - norm) for i, v in enumerate(row))
+    return total / len(targets)
+
+
+@cases
+@given(seeds, st.sampled_from([0.0, 0.1, 0.5]))
+def test_parts_are_the_pieces(seed, share):
+    torch.manual_seed(seed)
+    x, targets = batch(seed)
+    criterion, output = StrongBaseline(K, D, label_smoothing=share, margin=0.2, centre_weight=0.01), outputs(x)
+    criterion.classifier.weight.data.mul_(1000)              # logits worth looking at
+    parts = criterion(output, targets)
+    assert list(parts) == ["cross_entropy", "triplet", "centre"]
+    logits = (output.neck @ criterion.classifier.weight.T).detach()
+    assert float(parts["cross_entropy"].detach()) == pytest.approx(naive_smoothed(logits, targets, share), rel=1e-4)
+    torch.testing.assert_close(parts["triplet"], batch_hard_triplet(x, targets, 0.2))
+    torch.testing.assert_close(parts["centre"], 0.01 * criterion.centre(x, targets))
+
+
+def test_starts_as_published():
+    torch.manual_seed(0)
+    criterion = StrongBaseline(300, 400)
+    weight, = criterion.parameters()
+    assert weight is criterion.classifier.weight and criterion.classifier.bias is None
+    assert weight.shape == (300, 400) and weight.requires_grad
+    assert abs(float(weight.detach().mean())) < 1e-5 and float(weight.detach().std()) == pytest.approx(0.001, rel=0.02)
+    x = torch.randn(8, 400)
+    first = criterion(outputs(x), torch.arange(8))["cross_entropy"]
+    assert float(first.detach()) == pytest.approx(math.log(300), abs=0.05)      # it cannot tell anybody apart yet
+
+
+def test_persists_and_is_a_baseline():
+    criterion = StrongBaseline(K, D)
+    assert criterion.persistent is True and isinstance(criterion, CrossEntropyTriplet)
+    assert not getattr(CrossEntropyTriplet(torch.eye(3)), "persistent", False)
+
+
+def test_which_part_reads_which_vector():
+    """Cross-entropy reads the neck alone, the other two what lies before it; nothing reads unit rows."""
+    torch.manual_seed(0)
+    criterion = StrongBaseline(K, D, centre_weight=0.01)
+    _, targets = batch()
+    leaves = Output(*(torch.randn(12, D, requires_grad=True) for _ in range(3)))
+    readers = {}
+    for name, part in criterion(leaves, targets).items():
+        grads = torch.autograd.grad(part, leaves, allow_unused=True, retain_graph=True)
+        readers[name] = [field for field, grad in zip(Output._fields, grads) if grad is not None]
+    assert readers == {"cross_entropy": ["neck"], "triplet": ["pooled"], "centre": ["pooled"]}
+
+
+def test_centre_loss_comes_off():
+    torch.manual_seed(0)
+    criterion, (x, targets) = StrongBaseline(K, D), batch()
+    assert list(criterion(outputs(x), targets)) == ["cross_entropy", "triplet"]
+    before = {name: value.clone() for name, value in criterion.state_dict().items()}
+    criterion.update(outputs(x), targets)
+    assert set(before) == {"classifier.weight"} and torch.equal(before["classifier.weight"], criterion.classifier.weight)
+
+
+def test_one_step_equals_the_published_two_optimizers():
+    """Classifier, features and centres after one step, against autograd and a second optimizer for the centres."""
+    torch.manual_seed(0)
+    criterion, (x, targets) = StrongBaseline(K, D, centre_weight=0.0005), batch()
+    weight = criterion.classifier.weight.detach().clone().requires_grad_()
+    centres, y = criterion.centre.centres.clone().requires_grad_(), x.detach().clone().requires_grad_()
+
+    one = torch.optim.Adam([x, *criterion.parameters()], lr=0.1)
+    output = outputs(x)
+    sum(criterion(output, targets).values()).backward()
+    criterion.update(output, targets)
+    one.step()
+
+    two, slow = torch.optim.Adam([y, weight], lr=0.1), torch.optim.SGD([centres], lr=0.5)
+    output = outputs(y)
+    loss = F.cross_entropy(output.neck @ weight.T, targets, label_smoothing=0.1) + batch_hard_triplet(y, targets, 0.3)
+    (loss + 0.0005 * (y - centres[targets]).square().sum(1).mean()).backward()
+    two.step()
+    centres.grad *= 1 / 0.0005
+    slow.step()
+    torch.testing.assert_close(criterion.classifier.weight, weight)
+    torch.testing.assert_close(x, y)
+    torch.testing.assert_close(criterion.centre.centres, centres.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_state_travels():
+    torch.manual_seed(0)
+    criterion, (x, targets) = StrongBaseline(K, D, centre_weight=0.01), batch()
+    other = StrongBaseline(K, D, centre_weight=0.01)
+    other.load_state_dict(criterion.state_dict())
+    for one, two in zip(criterion(outputs(x), targets).values(), other(outputs(x), targets).values()):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("parts", ["none", "local", "global", "both"])
+def test_trains_a_network_with_any_of_the_parts(parts):
+    torch.manual_seed(0)
+    model = AFF("resnet10", height=64, width=32, parts=parts)
+    images, targets = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2)
+    criterion = StrongBaseline(4, model.dim, centre_weight=0.0005)
+    optimizer = torch.optim.Adam([*model.parameters(), *criterion.parameters()], lr=1e-3)
+    losses = []
+    for _ in range(8):
+        output = model(images)
+        loss = sum(criterion(output, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        criterion.update(output, targets)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    assert model.neck.bias.grad is None
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(n_classes=1), "two people or more to tell apart, found 1"),
+    (dict(label_smoothing=1.0), "label_smoothing must lie in"),
+    (dict(margin=-0.1), "margin must not be negative"),
+    (dict(centre_weight=-1.0), "centre_weight=-1.0: must be 0"),
+    (dict(centre_weight=float("nan")), "centre_weight=nan"),
+    (dict(centre_weight=0.1, centre_rate=1.5), "centre_rate=1.5: must lie between 0 and 1"),
+])
+def test_criterion_refuses(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        StrongBaseline(**{"n_classes": K, "d": D} | wrong)
+
+
+def test_criterion_refuses_unknown_people():
+    with pytest.raises(ValueError, match=r"targets must lie in 0\.\.5"):
+        StrongBaseline(K, D)(outputs(torch.randn(2, D)), torch.tensor([0, K]))
+
+
+# Options
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(warmup=-1), "warmup=-1: must not be negative"),
+    (dict(milestones=(70, 40)), "milestones="),
+    (dict(milestones=(40, 40)), "milestones="),
+    (dict(milestones=(0, 40)), "milestones="),
+    (dict(centre_weight=-0.1), "centre_weight=-0.1"),
+    (dict(centre_weight=float("inf")), "centre_weight=inf"),
+    (dict(centre_rate=-0.5), "centre_rate=-0.5"),
+    (dict(centre_rate=float("nan")), "centre_rate=nan"),
+])
+def test_options_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        check_supervised_options(replace(SupervisedOptions(), **wrong))
+
+
+def test_options_tell_all_problems_at_once():
+    with pytest.raises(ValueError) as caught:
+        check_supervised_options(SupervisedOptions(-1, (2, 1), -1, 2))
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_options_accepted():
+    check_supervised_options(SupervisedOptions())
+    check_supervised_options(SupervisedOptions(10, (40, 70), 0.0005, 0.5))
+    check_supervised_options(SupervisedOptions(milestones=[40, 70]))   # as JSON brings them back

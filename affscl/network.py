@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RESNET10_WIDTHS', 'BACKBONES', 'CHOICES', 'FIXED_BY_TABLE8', 'USELESS_WITHOUT_PARTS', 'make_resnet10',
            'make_backbone', 'NetworkOptions', 'check_network_options', 'Halves', 'make_attention', 'AveragePool',
-           'GeMPool', 'make_neck', 'Rows', 'GroupedNorm', 'group_norms', 'Output', 'AFF', 'Loaded', 'read_weights',
-           'shipped_weights', 'find_weights', 'load_weights', 'load_model', 'extract', 'Cost', 'layer_flops',
-           'network_cost']
+           'GeMPool', 'make_neck', 'CameraNorm', 'Rows', 'GroupedNorm', 'group_norms', 'Output', 'AFF', 'Loaded',
+           'read_weights', 'shipped_weights', 'find_weights', 'load_weights', 'load_model', 'extract', 'Cost',
+           'layer_flops', 'network_cost']
 
 # %% ../nbs/04_network.ipynb #96b22735
 import copy
@@ -109,6 +109,7 @@ class NetworkOptions:
     swapped: bool = False  # CAM global and CASAM local, as section 4.4 says
     parts: str = "both"  # both, global, local or none: the branches that have attention
     last_stride: int = 1  # of the backbone's last stage: 1 or 2
+    camera_norm: bool = False  # the neck's statistics are each camera's own; uses camera ids, in training and after
     bn_chunk: int | None = None  # BatchNorm statistics per so many images; none: the whole batch
 
 # %% ../nbs/04_network.ipynb #948cecd3
@@ -215,6 +216,40 @@ def make_neck(dim: int) -> nn.BatchNorm1d:  # (n, dim) -> (n, dim)
     neck.bias.requires_grad_(False)
     return neck
 
+# %% ../nbs/04_network.ipynb #1aab120a
+class CameraNorm(nn.BatchNorm1d):
+    "A neck whose mean and variance are each camera's own (Zhuang et al. 2020); crops of other cameras get those of all."
+    enough = 4  # crops of a camera in a batch, for statistics of their own
+
+    def __init__(self, dim: int, camids: list[int]):
+        "`dim`: length of the features; `camids`: the cameras that have statistics of their own."
+        super().__init__(dim)
+        self.bias.requires_grad_(False)
+        self.register_buffer("camids", torch.tensor(camids))
+        self.register_buffer("camera_mean", torch.zeros(len(camids), dim))
+        self.register_buffer("camera_var", torch.ones(len(camids), dim))
+
+    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
+        "Normalise `x` (n, dim) by the statistics of `camids` (n,); None: of all cameras together."
+        shared = super().forward(x)
+        if camids is None:
+            return shared
+        belongs = (camids.to(x.device)[:, None] == self.camids).to(x.dtype)  # (n, cameras)
+        mean, var, served = self.observe(x, belongs) if self.training else (self.camera_mean, self.camera_var, belongs.any(1))
+        own = (x - belongs @ mean) * (belongs @ (var + self.eps).rsqrt()) * self.weight
+        return torch.where(served[:, None], own, shared)
+
+    def observe(self, x: Tensor, belongs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Mean and variance (cameras, dim) of a batch, which rows (n,) they serve; moves the running statistics."
+        count = belongs.sum(0)[:, None]
+        mean = belongs.T @ x / count.clamp(min=1)
+        var = belongs.T @ (x - belongs @ mean).square() / count.clamp(min=1)
+        many = (count >= self.enough).to(x.dtype)
+        with torch.no_grad():
+            self.camera_mean.lerp_(mean, self.momentum * many)
+            self.camera_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum * many)
+        return mean, var, (belongs @ many).squeeze(1) > 0
+
 # %% ../nbs/04_network.ipynb #7529815c
 class Rows:
     "How the rows of the current batch are divided; all the grouped BatchNorm layers of a network look at the same one."
@@ -272,7 +307,7 @@ def group_norms(model: nn.Module, rows: Rows) -> None:
         return
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)) and not isinstance(child, CameraNorm):
                 setattr(parent, name, GroupedNorm(child, rows))
 
 # %% ../nbs/04_network.ipynb #a120296c
@@ -294,6 +329,7 @@ class AFF(nn.Module):
         weights: str | None = None,  # None, "imagenet", "synthetic" or a path
         height: int = 256, width: int = 128,  # of the crops, in pixels
         domains: int = 1,  # how many sets of BatchNorm statistics and scales
+        camids: list[int] | None = None,  # the cameras of the training crops, for camera_norm
         **options,  # the other fields of NetworkOptions
     ):
         "ValueError on unknown or contradictory options, FileNotFoundError on missing weights."
@@ -304,7 +340,7 @@ class AFF(nn.Module):
         self.backbone = make_backbone(backbone, self.options.last_stride)
         self.attention = make_attention(self.options, self.dim)
         self.pool = GeMPool() if self.options.pooling == "gem" else AveragePool()
-        self.neck = make_neck(self.dim)
+        self.neck = CameraNorm(self.dim, camids or []) if self.options.camera_norm else make_neck(self.dim)
         self.rows = Rows(domains, self.options.bn_chunk)
         group_norms(self, self.rows)
         self.loaded = load_weights(self, weights) if weights else None
@@ -321,10 +357,11 @@ class AFF(nn.Module):
         self,
         images: Tensor,  # (b, 3, h, w), float, normalised
         domain: int | Tensor = 0,  # of all images, or (b,) one an image, equal ones side by side
+        camids: Tensor | None = None,  # (b,) the camera of each image, for camera_norm; None: unknown
     ) -> Output:
         "Pooled features, the same after the neck, and as unit rows: each (b, d), float32."
         pooled = self.pool(self.feature_maps(images, domain)).float()  # in 32 bits from here on, under autocast too
-        neck = self.neck(pooled)
+        neck = self.neck(pooled, camids) if self.options.camera_norm else self.neck(pooled)
         return Output(pooled, neck, F.normalize(neck))
 
 # %% ../nbs/04_network.ipynb #25704267
@@ -438,7 +475,8 @@ def load_model(
     config, state = json.loads((run / "config.json").read_text(encoding="utf-8")), load_file(run / "model.safetensors")
     options = {field.name: config.get(field.name, field.default) for field in fields(NetworkOptions)}  # a run may be older than an option
     domains = 1 + len({name for name in state if re.fullmatch(r"neck\.others\.\d+\.weight", name)})
-    model = AFF(domains=domains, **options | {"weights": None})
+    cameras = state["neck.camids"].tolist() if "neck.camids" in state else None
+    model = AFF(domains=domains, camids=cameras, **options | {"weights": None})
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -454,10 +492,15 @@ def _as_images(data, model, progress):
     return ImageStore(samples, model.height, model.width, progress=progress)
 
 
-def _domains(data, model, domain):
-    "The domain of each image: as given, otherwise its sample's own."
-    known = domain is None and isinstance(data, ImageStore) and model.rows.domains > 1
-    return torch.tensor([sample.domain for sample in data.samples]) if known else torch.full((len(data),), domain or 0)
+def _origins(data, model, domain, camids):
+    "Domain and camera of each image: as given, otherwise its sample's own, as far as the network asks for them."
+    samples = data.samples if isinstance(data, ImageStore) else []
+    if domain is None:
+        domain = [sample.domain for sample in samples] if model.rows.domains > 1 and samples else 0
+    if camids is None and samples:
+        camids = [-1 if sample.camid is None else sample.camid for sample in samples]
+    domains = torch.as_tensor(domain).expand(len(data))
+    return domains, None if camids is None or not model.options.camera_norm else torch.as_tensor(camids)
 
 
 def extract(
@@ -466,6 +509,7 @@ def extract(
     batch_size: int = 128,  # images at a time
     progress: bool = False,  # show a bar
     domain: int | None = None,  # whose BatchNorm statistics are used; None: each sample's own domain, 0 for plain images
+    camids: Tensor | None = None,  # (n,) cameras, for camera_norm; None: each sample's own, unknown for plain images
     rows=None,  # (m,) which images, in this order; None: all
 ) -> Tensor:  # (n, d) float32, on the CPU, unit rows
     "Features of all of `data`, in its order, from the network in eval mode; leaves modes as they were. On a CPU denormals become 0 from then on."
@@ -473,15 +517,16 @@ def extract(
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # tiny numbers would slow a CPU down
     data = _as_images(data, model, progress)
-    domains, rows = _domains(data, model, domain), torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
+    domains, camids = _origins(data, model, domain, camids)
+    rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
     modes, out = [(module, module.training) for module in model.modules()], [torch.empty(0, model.dim)]
     model.eval()
     try:
         with torch.inference_mode(), tqdm(total=len(rows), disable=None if progress else True, unit="image", leave=False) as bar:
-            for part in rows.split(batch_size):
+            for part in rows.split(batch_size) if len(rows) else ():
                 images = (data[part] if isinstance(data, Tensor) else data.batch(part)).to(device)
                 images = images if images.is_floating_point() else normalise(images)
-                out.append(model(images, domains[part]).unit.float().cpu())
+                out.append(model(images, domains[part], None if camids is None else camids[part]).unit.float().cpu())
                 bar.update(len(part))
     finally:
         for module, mode in modes:

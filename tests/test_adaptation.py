@@ -315,7 +315,7 @@ def test_domains_without_clusters_are_refused():
 
 # --- options -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("fine", [dict(), *(dict(source=name) for name in SOURCES), dict(source="dukemtmc", adapt="pretrain"),
+@pytest.mark.parametrize("fine", [dict(), *(dict(source=name) for name in SOURCES), dict(source="dukemtmc", adapt="pretrain"), dict(source="dukemtmc", adapt="source"),
                                   dict(source="synthetic", source_look=3, source_seed=9, source_data="worlds", domain_norm=False)])
 def test_valid_options(fine):
     check_adaptation_options(AdaptationOptions(**fine))
@@ -323,7 +323,7 @@ def test_valid_options(fine):
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(source="market", source_data="x"), "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, folder, synthetic"),
-    (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain"),
+    (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain, source"),
     (dict(source_data="x"), "source_data='x' is about a source, and there is none"), (dict(source_look=2), "leave source_look at 1"),
     (dict(source_seed=2), "source_seed=2 is about"), (dict(adapt="pretrain"), "leave adapt at 'joint'"), (dict(domain_norm=False), "leave domain_norm at True"),
     (dict(source="synthetic", source_look=-1), "source_look=-1: must not be negative"), (dict(source="dukemtmc", source_seed=1), "the source is 'dukemtmc'"),
@@ -346,7 +346,7 @@ def test_p_is_checked_where_the_settings_hold_it():
         check_adaptation_options(settings)
     settings.adapt = "pretrain"
     check_adaptation_options(settings)
-    assert MODES == ("joint", "pretrain")
+    assert MODES == ("joint", "pretrain", "source")
 
 
 # --- with the parts of other chapters ----------------------------------------------------------------------------

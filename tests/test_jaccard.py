@@ -1,6 +1,7 @@
 """The sparse Jaccard distance against golden values, a dense naive version and its own promises."""
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from affscl import jaccard
 from affscl.jaccard import (
-    by_rows, distance_rows, encode, expanded_rows, jaccard_distance, nearest, return_ranks, unit_rows,
+    by_rows, distance_rows, encode, expanded_rows, jaccard_distance, nearest, nearest_faiss, return_ranks, unit_rows,
 )
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jaccard.npz")
@@ -143,6 +144,76 @@ def test_similarities_looked_up_or_computed():
     # What a list holds is taken from there, what is in no list is not.
     looked_up = by_rows(expanded_rows, 200, 64, x.numpy(), lists, similarities + 7, return_ranks(lists), 9)
     np.testing.assert_array_equal(looked_up.data > 2, np.logical_not(in_no_list))
+
+
+# --- approximate search ------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 60), k1=st.integers(1, 60), seed=st.integers(0, 999), copies=st.integers(1, 40))
+def test_faiss_with_all_cells_is_exact(n, k1, seed, copies):
+    k1, x = min(k1, n), unit(n, 6, seed)[torch.arange(n) // copies]
+    lists, similarities = nearest_faiss(x, k1, probes=n)
+    assert lists.dtype == np.int32 and similarities.dtype == np.float32
+    np.testing.assert_array_equal(lists[:, 0], np.arange(n))
+    np.testing.assert_allclose(similarities, nearest(x, k1)[1], atol=1e-5)
+    np.testing.assert_allclose(similarities, np.take_along_axis((x @ x.T).fill_diagonal_(1).numpy(), lists, 1), atol=1e-5)
+    assert all(len(set(row)) == k1 for row in lists.tolist())
+
+
+@pytest.mark.parametrize("probes", [1, 2, 8])
+def test_faiss_with_few_cells(probes):
+    x = unit(2000, 16, people=60, noise=0.5)
+    true, (lists, similarities) = nearest(x, 20), nearest_faiss(x, 20, probes)
+    np.testing.assert_array_equal(lists[:, 0], np.arange(2000))
+    assert lists.min() >= 0 and all(len(set(row)) == 20 for row in lists.tolist())
+    assert (np.diff(similarities[:, 1:], axis=1) <= 1e-6).all() and (similarities[:, 1:] <= true[1][:, 1:] + 1e-5).all()
+    found = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(lists.tolist(), true[0].tolist())])
+    assert found > {1: 0.6, 2: 0.8, 8: 0.97}[probes]
+    assert found < 1 or probes == 8  # or this would test nothing
+
+
+def test_faiss_gives_the_same_bits_twice():
+    x = unit(3000, 16, people=100)
+    (a, b), (c, d) = nearest_faiss(x, 20, 4), nearest_faiss(x, 20, 4)
+    assert a.tobytes() == c.tobytes() and b.tobytes() == d.tobytes()
+
+
+def test_search_by_name_or_by_function():
+    x, seen = unit(600, 16, people=30, noise=0.5), []
+
+    def spying(features, k1):
+        seen.append((tuple(features.shape), k1))
+        return nearest(features, k1)
+
+    exact, near = jaccard_distance(x, 20, 5), jaccard_distance(x, 20, 5, search="faiss")
+    np.testing.assert_array_equal(dense(jaccard_distance(x, 20, 5, search=spying)), dense(exact))
+    assert seen == [((600, 16), 20)]
+    np.testing.assert_array_equal(dense(near), dense(near).T)
+    assert np.mean(np.abs(dense(near) - dense(exact)) < 1e-5) > 0.95
+    with pytest.raises(ValueError, match="choose one of exact, faiss"):
+        jaccard_distance(x, search="fast")
+
+
+def test_faiss_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match="pip install faiss-cpu"):
+        jaccard_distance(unit(100, 8), search="faiss")
+    assert jaccard_distance(unit(100, 8)).nnz  # and nobody else needs it
+
+
+def test_faiss_is_not_imported_unasked():
+    code = "import sys, affscl.clustering; assert not any(name.split('.')[0] == 'faiss' for name in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_column_that_everybody_shares():
+    """Room for the distances is counted by visits, and a row has at most n of them."""
+    x = torch.cat([unit(1, 8).repeat(40, 1), unit(60, 8)])
+    for k1, k2 in (40, 10), (100, 100):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = jaccard_distance(x, k1, k2)
+        np.testing.assert_allclose(dense(graph), naive(x, nearest(x, k1)[0], k2), atol=2e-6)
 
 
 # --- promises ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import nn
 from affscl.attention import CAM, CASAM
 from affscl.batches import ImageStore, normalise
 from affscl.datasets import Sample
-from affscl.network import (AFF, BACKBONES, GeMPool, GroupedNorm, NetworkOptions, Output, Rows, check_network_options,
+from affscl.network import (AFF, BACKBONES, CameraNorm, GeMPool, GroupedNorm, NetworkOptions, Output, Rows, check_network_options,
                             extract, layer_flops, load_model, load_weights, make_backbone, network_cost, read_weights)
 
 SMALL = dict(backbone="resnet10", height=64, width=32)
@@ -33,6 +33,63 @@ def images(n=6, height=64, width=32, seed=0):
 def on_meta(**options):
     with torch.device("meta"):
         return AFF(**options)
+
+
+# ---- the neck of each camera
+
+def camera_neck(x, camids, training=True):
+    """The layer of cameras 3 and 7 and what it says of `x`."""
+    neck = CameraNorm(x.shape[1], [3, 7]).train(training)
+    return neck, neck(x, camids)
+
+
+def test_each_camera_is_normalised_by_itself():
+    x, camids = torch.rand(20, 4) + torch.arange(20)[:, None] % 2 * 5, torch.tensor([3, 7] * 10)
+    neck, out = camera_neck(x, camids)
+    for camid in (3, 7):
+        own = camids == camid
+        assert torch.allclose(out[own], F.batch_norm(x[own], None, None, training=True), atol=1e-4)
+        fresh = nn.BatchNorm1d(4)
+        fresh(x[own])
+        assert torch.allclose(neck.camera_mean[(3, 7).index(camid)], fresh.running_mean, atol=1e-6)
+        assert torch.allclose(neck.camera_var[(3, 7).index(camid)], fresh.running_var, atol=1e-5)
+
+
+def test_a_rare_or_unknown_camera_is_treated_as_by_the_plain_neck():
+    x, camids = torch.rand(12, 4), torch.tensor([3] * 8 + [7] * 3 + [-1])
+    neck, out = camera_neck(x, camids)
+    plain = F.batch_norm(x, None, None, training=True)
+    assert torch.allclose(out[8:], plain[8:], atol=1e-5) and not torch.allclose(out[:8], plain[:8], atol=1e-2)
+    assert torch.equal(neck.camera_mean[1], torch.zeros(4)), "three crops move no statistics"
+    neck.eval()
+    assert torch.equal(neck(x, torch.full((12,), 9)), neck(x)), "of an unknown camera: those of all"
+
+
+def test_gradients_of_the_camera_neck():
+    x, camids = torch.randn(10, 3, dtype=torch.double, requires_grad=True), torch.tensor([3, 7] * 5)
+    neck = CameraNorm(3, [3, 7]).double()
+    assert torch.autograd.gradcheck(lambda x: neck(x, camids), x)
+
+
+def test_a_network_with_camera_necks_uses_the_samples_cameras(crops, tmp_path):
+    torch.manual_seed(0)
+    model = small(camera_norm=True, camids=[1, 2], bn_chunk=2)
+    assert isinstance(model.neck, CameraNorm), "chunks leave it alone"
+    model.neck.camera_mean.normal_()
+    samples = [Sample(path, camid=camid) for (path, *_), camid in zip(crops, (1, 2, None) * len(crops))]
+    store = ImageStore(samples, 64, 32, cache=tmp_path)
+    found = extract(model, store)
+    camids = torch.tensor([-1 if sample.camid is None else sample.camid for sample in samples])
+    assert torch.equal(found, extract(model, store.batch(range(len(store))), camids=camids))
+    assert not torch.allclose(found, extract(model, store.batch(range(len(store)))))
+    write_run(tmp_path / "run", model)
+    assert torch.equal(extract(load_model(tmp_path / "run"), store), found)
+
+
+def test_rows_extract_some_images_only(crops, tmp_path):
+    model = small()
+    store = ImageStore([Sample(path) for path, *_ in crops], 64, 32, cache=tmp_path)
+    assert torch.allclose(extract(model, store, rows=[2, 0]), extract(model, store)[[2, 0]], atol=1e-6)
 
 
 # ---- the parts and the whole

@@ -28,6 +28,7 @@ class ClusterOptions:
     k1: int = 30  # length of the neighbour lists of the Jaccard distance
     k2: int = 6  # neighbours whose encodings are averaged
     camera_links: float = 0.0  # share of the mutually nearest clusters of different cameras that are joined; uses camera ids
+    links_from: int = 1  # the first epoch with such links
 
 # %% ../nbs/06_clustering.ipynb #94435dfb
 def pseudo_labels(

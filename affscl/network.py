@@ -110,6 +110,7 @@ class NetworkOptions:
     parts: str = "both"  # both, global, local or none: the branches that have attention
     last_stride: int = 1  # of the backbone's last stage: 1 or 2
     camera_norm: bool = False  # the neck's statistics are each camera's own; uses camera ids, in training and after
+    mirror: bool = False  # extracted features are means over a crop and its mirror image, at twice the cost
     bn_chunk: int | None = None  # BatchNorm statistics per so many images; none: the whole batch
 
 # %% ../nbs/04_network.ipynb #948cecd3
@@ -503,6 +504,15 @@ def _origins(data, model, domain, camids):
     return domains, None if camids is None or not model.options.camera_norm else torch.as_tensor(camids)
 
 
+def _unit_rows(model, images, domain, camids):
+    "The unit rows of a batch, with option `mirror` those of the sum with its mirror images."
+    output = model(images, domain, camids)
+    if not model.options.mirror:
+        return output.unit
+    return F.normalize(output.neck + model(images.flip(3), domain, camids).neck)
+
+
+# %% ../nbs/04_network.ipynb #c5e4c5ec
 def extract(
     model: AFF,
     data: list | ImageStore | Tensor,  # samples or paths, a store, or images (n, 3, h, w): uint8, or float and normalised
@@ -526,13 +536,12 @@ def extract(
             for part in rows.split(batch_size) if len(rows) else ():
                 images = (data[part] if isinstance(data, Tensor) else data.batch(part)).to(device)
                 images = images if images.is_floating_point() else normalise(images)
-                out.append(model(images, domains[part], None if camids is None else camids[part]).unit.float().cpu())
+                out.append(_unit_rows(model, images, domains[part], None if camids is None else camids[part]).float().cpu())
                 bar.update(len(part))
     finally:
         for module, mode in modes:
             module.training = mode
     return torch.cat(out)
-
 
 # %% ../nbs/04_network.ipynb #2cb8d463
 class Cost(NamedTuple):

@@ -98,7 +98,7 @@ def check_training(
     wrong = [f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}"
              for name, values in CHOICES.items() if getattr(config, name) not in values]
     wrong += [f"{name}={getattr(config, name)!r}: must be 1 or more"
-              for name in ("epochs", "iterations", "lr_step", "extract_batch", "eval_every", "p", "k", "k1", "k2", "min_samples") if getattr(config, name) < 1]
+              for name in ("epochs", "iterations", "lr_step", "extract_batch", "eval_every", "p", "k", "k1", "k2", "min_samples", "links_from") if getattr(config, name) < 1]
     wrong += [f"{name}={getattr(config, name)!r}: must not be negative" for name in ("seed", "world_seed", "world_look", "workers", "pad", "weight_decay")
               if getattr(config, name) < 0]
     wrong += [f"{name}={getattr(config, name)!r}: a probability lies between 0 and 1" for name in ("flip", "erase")
@@ -186,7 +186,7 @@ def make_labeller(
 
     def clusters(features, epoch):
         labels = pseudo_labels(features, config.eps, config.min_samples, config.k1, config.k2)
-        return link_cameras(features, labels, camids, config.camera_links) if config.camera_links else labels
+        return link_cameras(features, labels, camids, config.camera_links) if config.camera_links and epoch >= config.links_from else labels
     camids = [sample.camid for sample in samples if sample.domain == TARGET]
     return joint_labeller(samples, clusters) if is_joint(config) else clusters
 
@@ -485,12 +485,12 @@ def train_epoch(
     labels = broadcast_object_list([job.labeller(features, epoch) if accelerator.is_main_process else None])[0]
     row = {"epoch": epoch, **report(labels, job.train.samples, config)}
     clock.lap("label")
-    criterion = job.criterion or make_criterion(config, features.to(accelerator.device), labels)
+    domains, camids = origins(job.network, job.train.samples)
+    criterion = job.criterion or make_criterion(config, features.to(accelerator.device), labels, known(job.train.samples, "camid"))
     set_parameters(optimizer, criterion, config, epoch)
     batches = draw_batches(config, job.train.samples, labels, rng, accelerator.num_processes)
     loader = train_loader(job.train, labels, batches, config, config.seed, epoch,
                           rank=accelerator.process_index, world=accelerator.num_processes)
-    domains, camids = origins(job.network, job.train.samples)
     model.train()
     sums = {}
     for images, targets, indices in tqdm(loader, f"epoch {epoch}", leave=False, disable=None if accelerator.is_main_process else True):
@@ -638,7 +638,7 @@ def initial_weights(config, run):
     folder = Path(run) / "source"
     begun = (folder / "resume.safetensors").exists()
     try:
-        train(replace(config, adapt="source", epochs=config.source_epochs or config.epochs), **{"resume" if begun else "out": folder})
+        train(replace(config, adapt="source"), **{"resume" if begun else "out": folder})
     except KeyboardInterrupt:
         print(f"That was the source; the whole run goes on with: affscl-train --resume {run}", flush=True)
         raise

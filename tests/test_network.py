@@ -92,6 +92,16 @@ def test_rows_extract_some_images_only(crops, tmp_path):
     assert torch.allclose(extract(model, store, rows=[2, 0]), extract(model, store)[[2, 0]], atol=1e-6)
 
 
+def test_mirror_gives_a_crop_and_its_mirror_image_the_same_feature():
+    model, pictures = small(mirror=True), images(5)
+    assert torch.allclose(extract(model, pictures), extract(model, pictures.flip(3)), atol=1e-6)
+    plain = small()
+    plain.load_state_dict(model.state_dict())
+    plain.eval()
+    with torch.no_grad():
+        assert torch.allclose(extract(model, pictures), F.normalize(plain(pictures).neck + plain(pictures.flip(3)).neck), atol=1e-6)
+
+
 # ---- the parts and the whole
 
 def test_forward_step_by_step():

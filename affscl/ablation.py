@@ -31,6 +31,7 @@ from scipy.stats import t as student_t
 from .adaptation import AdaptationOptions
 from .cli import CHANGEABLE, guarded, named_recipe, none
 from .figures import BLUE, RED, sweep
+from .network import USELESS_WITHOUT_PARTS, NetworkOptions
 from .training import BEST, Config, can_evaluate, duration, load_config, load_data, train, write_safely
 
 # %% ../nbs/15_ablation.ipynb #76455502
@@ -126,7 +127,8 @@ def table7(
     "Table 7: the strong baseline with the parts of AFF."
     supervised = {"labels": "truth"} | loss_fields("cross_entropy_triplet")
     paper = {"none": ("baseline", 81.7, 92.0), "local": ("+ L", 86.8, 94.5), "global": ("+ G", 87.4, 94.9), "both": ("+ AFF", 88.2, 95.0)}
-    return [Setting(name, supervised | {"parts": parts}, *scores) for parts, (name, *scores) in paper.items()]
+    bare = {f.name: f.default for f in fields(NetworkOptions) if f.name in USELESS_WITHOUT_PARTS}  # what no attention leaves without meaning
+    return [Setting(name, supervised | {"parts": parts} | (bare if parts == "none" else {}), *scores) for parts, (name, *scores) in paper.items()]
 
 # %% ../nbs/15_ablation.ipynb #e8075c19
 def field(

@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 
 # %% ../nbs/14_cli.ipynb #c62d4bff
+from .adaptation import AdaptationOptions
 from .batches import ImageStore
 from .network import load_model
 from .training import (RECIPES, Config, can_evaluate, evaluate_model, load_config, load_data,
@@ -81,10 +82,11 @@ def none(field, value):
     return None if "None" in str(field.type) and str(value).lower() == "none" else value
 
 # %% ../nbs/14_cli.ipynb #e7e0dced
-TRAIN_HELP = f"""Train a re-identification network without labels (AFF_SCL).
+TRAIN_HELP = f"""Train a re-identification network: without labels (AFF_SCL), with a labelled source, or with labels.
 
 RECIPE is one of: {', '.join(RECIPES)}. Without one, quick: synthetic people, about three minutes on two CPU cores.
 market1501, dukemtmc and msmt17 carry the paper's settings; they need --data ROOT and should have --weights imagenet.
+--source DATASET adds a labelled source (--source-data ROOT where it lies elsewhere). The supervised recipes read the labels.
 On several GPUs: accelerate launch --multi_gpu -m affscl.cli RECIPE ..."""
 
 # %% ../nbs/14_cli.ipynb #ff67d79a
@@ -128,6 +130,7 @@ class EvalArguments:
     device: str = "auto"                # auto, cpu, cuda, mps
     cache: str | None = None            # folder for decoded crops; by default the run's, or affscl in the user's cache
     rerank: bool = False                # score also after k-reciprocal re-ranking
+    mixed: bool = False                 # score also with the queries' own crops in the gallery
 
 # %% ../nbs/14_cli.ipynb #8f30935e
 def eval_config(
@@ -137,6 +140,7 @@ def eval_config(
     config = load_config(arguments.run)
     given = {name: getattr(arguments, name) for name in ("dataset", "data", "pattern", "world_seed", "world_look", "device", "cache")}
     given = {name: value for name, value in given.items() if value is not None}
+    given |= {f.name: f.default for f in fields(AdaptationOptions)}  # scoring needs the target alone
     if given.get("dataset", config.dataset) != config.dataset:
         given = {"data": None, "pattern": None} | given  # another dataset lies elsewhere
     return replace(config, precision="no", **given)
@@ -157,8 +161,10 @@ def eval_command(
             raise ValueError(f"nothing to score: {reason}; choose another with --dataset and --data")
         print(data)
         stores = [ImageStore(samples, config.height, config.width, cache=config.cache) for samples in (data.query, data.gallery)]
-        for reranked in ([False, True] if arguments.rerank else [False]):
-            print("after re-ranking" if reranked else "as extracted", evaluate_model(model, *stores, reranked=reranked), sep=": ")
+        ways = {"as extracted": {}, "after re-ranking": {"reranked": arguments.rerank}, "mixed gallery": {"mixed": arguments.mixed}}
+        for way, options in ways.items():
+            if all(options.values()):
+                print(way, evaluate_model(model, *stores, **options), sep=": ")
     guarded(command, words)
 
 # %% ../nbs/14_cli.ipynb #b4532c5e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'SUPERVISED', 'BEST', 'RECIPES', 'WorldOptions', 'TrainingOptions', 'Config',
-           'check_training', 'differences', 'source_config', 'load_data', 'make_labeller', 'is_joint', 'known',
+           'check_training', 'differences', 'named_data', 'load_data', 'make_labeller', 'is_joint', 'known',
            'score_features', 'evaluate_model', 'seed_epoch', 'write_safely', 'storable', 'save_state', 'load_state',
            'new_run', 'write_config', 'load_config', 'read_history', 'write_history', 'Job', 'make_accelerator',
            'can_evaluate', 'prepare', 'lasting_criterion', 'warn_without_weights', 'extract_shared', 'synchronised',
@@ -125,12 +125,13 @@ SMALL = Config(recipe="small", dataset="market1501", backbone="mobilenet_v2", he
 QUICK = Config(recipe="quick", dataset="synthetic", backbone="resnet10", weights="synthetic", height=128, width=64, pad=5,
                epochs=14, iterations=40, lr_step=11, p=16, k=4, k1=10, k2=3, eps=0.6)
 SUPERVISED = dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1)  # chapter 12
-BEST = dict(k1=10, k2=3, eps=0.5, min_samples=2)  # chapter 16
+BEST = dict(k1=10, k2=3, eps=0.5, min_samples=2, camera_links=0.5, links_from=3, negatives="camera", camera_norm=True, mirror=True,
+            p=32, k=2, lr=7e-4, lr_step=5)  # chapter 16
 RECIPES = {
     "quick": QUICK,
     "tiny": replace(QUICK, recipe="tiny", world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15, lr_step=3, k1=8),
     "small": SMALL,
-    "best": replace(SMALL, recipe="best", **BEST),
+    "best": replace(SMALL, recipe="best", epochs=6, **BEST),
     "market1501": FULL,
     "dukemtmc": replace(FULL, recipe="dukemtmc", dataset="dukemtmc", eps=0.7),
     "msmt17": replace(FULL, recipe="msmt17", dataset="msmt17", eps=0.6),
@@ -149,12 +150,10 @@ def differences(
     return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)}
 
 # %% ../nbs/13_training.ipynb #dd3ff29e
-def source_config(
-    config: Config,  # with a source
-) -> Config:
-    "The settings with which the source is found: its name, its folder, its world."
-    return replace(config, dataset=config.source, data=config.source_data or config.data, world_look=config.source_look, world_seed=config.source_seed,
-                   **{name: getattr(AdaptationOptions, name) for name in ("source", "source_data", "source_look", "source_seed", "adapt", "domain_norm")})
+def named_data(config, dataset, data, look, seed):
+    "The settings of one dataset on its own, without a source; a pattern is for folders only."
+    alone = {f.name: f.default for f in fields(AdaptationOptions)}
+    return replace(config, dataset=dataset, data=data, world_look=look, world_seed=seed, pattern=config.pattern if dataset == "folder" else None, **alone)
 
 
 def load_data(
@@ -162,8 +161,9 @@ def load_data(
 ) -> Dataset:
     "The dataset that `config` names, joined with its source if it has one. Raises what `load_dataset`, `make_dataset` and `join_domains` raise."
     if config.source:
-        target = load_data(replace(source_config(config), dataset=config.dataset, data=config.data, world_look=config.world_look, world_seed=config.world_seed))
-        joined = join_domains(load_data(source_config(config)), target)
+        source = load_data(named_data(config, config.source, config.source_data or config.data, config.source_look, config.source_seed))
+        target = load_data(named_data(config, config.dataset, config.data, config.world_look, config.world_seed))
+        joined = join_domains(source, target)
         kept = {"joint": (SOURCE, TARGET), "pretrain": (TARGET,), "source": (SOURCE,)}[config.adapt]
         return replace(joined, train=[sample for sample in joined.train if sample.domain in kept])
     if config.dataset != "synthetic":

@@ -2,7 +2,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +13,10 @@ from scipy.stats import ttest_rel
 
 from affscl import ablation
 from affscl.ablation import (COLUMNS, STUDIES, Run, ablate_command, check_settings, compare, draw, identity, markdown_table, mean_sd, measure,
-                             parse_ablate, plan, read_rows, run_study, study_path)
-from affscl.training import RECIPES
+                             parse_ablate, plan, read_rows, result_row, run_study, study_path)
+from affscl.adaptation import AdaptationOptions
+from affscl.network import USELESS_WITHOUT_PARTS
+from affscl.training import BEST, RECIPES
 
 TINY = RECIPES["tiny"]
 SMALL = ["--world-ids", "24", "--world-cams", "3", "--iterations", "2", "--epochs", "1", "--k1", "8", "--p", "4", "--device", "cpu"]
@@ -29,7 +31,7 @@ def pretend(score=lambda run: 0.5 + run.seed / 100, fail=()):
         if (run.setting, run.seed) in fail:
             raise RuntimeError("out of memory")
         best = {"epoch": 1, "mAP": score(run) + 0.02, "rank1": 0.9}
-        return [{"epoch": 0, "mAP": 0.1, "rank1": 0.2}, best, {"epoch": 2, "mAP": score(run), "rank1": 0.8, "clusters": 7, "outlier_share": 0.25}]
+        return [{"epoch": 0, "mAP": 0.1, "rank1": 0.2}, best, {"epoch": 2, "mAP": score(run), "rank1": 0.8, "mixed_mAP": 0.8 * score(run), "clusters": 7, "outlier_share": 0.25}]
     call.calls = calls
     return call
 
@@ -38,20 +40,30 @@ def rows_of(**scores):
     return [{"setting": name, "seed": seed, "mAP": x, "rank1": x} for name, xs in scores.items() for seed, x in enumerate(xs)]
 
 
+def recipe_for(study, recipe="tiny"):
+    """A recipe, with a source where the study needs one."""
+    if study != "table3":
+        return RECIPES[recipe]
+    return replace(RECIPES[recipe], labels="clusters", source="msmt17" if recipe != "msmt17" else "market1501")
+
+
 class TestStudies:
     @pytest.mark.parametrize("study", STUDIES)
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_only_what_is_studied_changes(self, study, recipe):
-        allowed = {"table4": {"criterion", "hard_weight", "mean_weight", "balance"}, "table5": {"criterion", "hard_weight", "mean_weight"},
+        source = {f.name for f in fields(AdaptationOptions)}
+        supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
+        allowed = {"table3": source, "table7": supervised, "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST}, "table4": {"criterion", "hard_weight", "mean_weight", "balance"}, "table5": {"criterion", "hard_weight", "mean_weight"},
                    "table6": {"k"}, "figure4": {"eps"}}[study]
-        base = asdict(RECIPES[recipe])
-        for run in plan(study, RECIPES[recipe], [3]):
+        config = recipe_for(study, recipe)
+        base = asdict(config)
+        for run in plan(study, config, [3]):
             assert {key for key, value in asdict(run.config).items() if value != base[key]} <= allowed | {"seed"}
             assert run.config.seed == 3
 
     def test_rows_of_a_study_differ_from_each_other(self):
         for study in STUDIES:
-            configs = [json.dumps(asdict(run.config)) for run in plan(study, TINY, [1])]
+            configs = [json.dumps(asdict(run.config)) for run in plan(study, recipe_for(study), [1])]
             assert len(set(configs)) == len(configs)
 
     def test_table4_is_run_both_ways(self):
@@ -64,11 +76,27 @@ class TestStudies:
             assert (changes[name]["balance"] == "off") == (name == "total without L_b")
 
     def test_the_papers_numbers_agree_where_the_tables_meet(self):
-        paper = {study: {s.name: (s.mAP, s.rank1) for s in STUDIES[study].settings(RECIPES["market1501"])} for study in STUDIES}
+        paper = {study: {s.name: (s.mAP, s.rank1) for s in STUDIES[study].settings(recipe_for(study, "market1501"))} for study in STUDIES}
         assert paper["table4"]["total"] == paper["table5"]["0.75"] == paper["table6"]["8"] == paper["figure4"]["0.65"] == (78.8, 90.9)
         assert paper["table4"]["mean only, L_b"] == paper["table5"]["0"] and paper["table4"]["hard only, L_b"] == paper["table5"]["1"]
         assert [paper["table4"][name][0] for name in ("baseline", "mean only", "hard only")] == [55.8, 70.6, 76.3]
         assert paper["table4"]["total without L_b"] == (None, None)
+
+    def test_table3_and_table7_carry_the_papers_numbers(self):
+        def paper(source, target):
+            return {s.name: s.mAP for s in STUDIES["table3"].settings(replace(RECIPES[target], source=source))}
+        assert paper("dukemtmc", "market1501")["joint"] == 77.7 and paper("dukemtmc", "market1501")["target only"] == 78.8
+        assert paper("market1501", "dukemtmc")["joint"] == 66.5 and paper("market1501", "dukemtmc")["target only"] == 68.6
+        assert paper("msmt17", "market1501")["joint"] is None
+        assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [("baseline", 81.7), ("+ L", 86.8), ("+ G", 87.4), ("+ AFF", 88.2)]
+
+    def test_table3_wants_a_source(self):
+        with pytest.raises(ValueError, match="name one with --source"):
+            plan("table3", TINY, [1])
+        arguments, config = parse_ablate(["table3", "--source", "synthetic"])
+        assert config.source == "synthetic"
+        with pytest.raises(ValueError, match="table3 sets adapt itself"):
+            parse_ablate(["table3", "--source", "synthetic", "--adapt", "pretrain"])
 
     def test_weights_sum_to_one(self):
         assert all(s.changes["hard_weight"] + s.changes["mean_weight"] == 1 for s in STUDIES["table5"].settings(TINY))
@@ -235,18 +263,32 @@ class TestMeasure:
         assert fake_train == ["out"]
 
 
+class TestRows:
+    def test_a_file_older_than_a_column_is_read(self, tmp_path):
+        rows, _ = run_study("table5", TINY, [1], tmp_path, measure=pretend())
+        path, dropped = study_path("table5", tmp_path), COLUMNS.index("mixed_mAP")
+        lines = [line.split(",") for line in path.read_text().splitlines()]
+        path.write_text("\n".join(",".join(cell for i, cell in enumerate(line) if i != dropped) for line in lines) + "\n")
+        assert read_rows(path) == [row | {"mixed_mAP": None} for row in rows]
+
+    def test_seconds_are_those_of_all_stages_also_of_a_continued_run(self):
+        history = [{"epoch": 0, "mAP": 0.1, "rank1": 0.1, "seconds": {"evaluate": 2}}, {"epoch": 1, "mAP": 0.2, "rank1": 0.2, "seconds": {"train": 3, "evaluate": 1.5}}]
+        assert result_row(Run("total", 1, TINY), history)["seconds"] == 6.5
+
+
 class TestReport:
     def test_table_has_both_columns_and_dashes(self, tmp_path):
         rows, _ = run_study("table4", TINY, [1, 2, 3], tmp_path, measure=pretend(fail={("total", s) for s in (1, 2, 3)}))
         table = markdown_table("table4", TINY, rows).splitlines()
-        assert "| baseline | 55.8 | 75.3 | 52.0 ± 1.0 | 80.0 ± 0.0 | 54.0 ± 1.0 | 3 |" in table
-        assert "| total | 78.8 | 90.9 | - | - | - | 0 |" in table
+        assert "| baseline | 55.8 | 75.3 | 52.0 ± 1.0 | 80.0 ± 0.0 | 41.6 ± 0.8 | 54.0 ± 1.0 | 3 |" in table
+        assert "| total | 78.8 | 90.9 | - | - | - | - | 0 |" in table
         assert any(line.startswith("| total without L_b | - | - | 52.0") for line in table)
 
     @pytest.mark.parametrize("study", STUDIES)
     def test_figures_show_every_seed(self, study, tmp_path):
-        rows, _ = run_study(study, TINY, [1, 2], tmp_path, measure=pretend())
-        figure = draw(study, TINY, rows)
+        config = recipe_for(study)
+        rows, _ = run_study(study, config, [1, 2], tmp_path, measure=pretend())
+        figure = draw(study, config, rows)
         points = np.concatenate([line.get_xdata() if study != "figure4" else line.get_ydata() for line in figure.axes[0].lines])
         assert {51.0, 52.0} <= set(np.round(np.asarray(points, float), 6))
         figure.savefig(tmp_path / "f.png")

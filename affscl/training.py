@@ -125,8 +125,8 @@ SMALL = Config(recipe="small", dataset="market1501", backbone="mobilenet_v2", he
 QUICK = Config(recipe="quick", dataset="synthetic", backbone="resnet10", weights="synthetic", height=128, width=64, pad=5,
                epochs=14, iterations=40, lr_step=11, p=16, k=4, k1=10, k2=3, eps=0.6)
 SUPERVISED = dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1)  # chapter 12
-BEST = dict(k1=10, k2=3, eps=0.5, min_samples=2, camera_links=0.5, links_from=3, negatives="camera", camera_norm=True, mirror=True,
-            p=32, k=2, lr=7e-4, lr_step=5)  # chapter 16
+BEST = dict(k1=10, k2=3, eps=0.5, min_samples=2, negatives="camera", camera_norm=True, camera_links=1.0, links_from=3, mirror=True,
+            p=32, k=2, lr=7e-4, erase=0.2)  # chapter 16
 RECIPES = {
     "quick": QUICK,
     "tiny": replace(QUICK, recipe="tiny", world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15, lr_step=3, k1=8),

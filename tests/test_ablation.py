@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from affscl import ablation
-from affscl.ablation import (COLUMNS, STUDIES, Run, ablate_command, check_settings, compare, draw, identity, markdown_table, mean_sd, measure,
+from affscl.ablation import (COLUMNS, STEPS, STUDIES, Run, ablate_command, check_settings, compare, draw, identity, markdown_table, mean_sd, measure,
                              parse_ablate, plan, read_rows, result_row, run_study, study_path)
 from affscl.adaptation import AdaptationOptions
 from affscl.network import USELESS_WITHOUT_PARTS
@@ -42,6 +42,8 @@ def rows_of(**scores):
 
 def recipe_for(study, recipe="tiny"):
     """A recipe, with a source where the study needs one."""
+    if study in ("table4", "table7"):  # a baseline without a memory has no rivals to choose
+        return replace(RECIPES[recipe], negatives="all")
     if study != "table3":
         return RECIPES[recipe]
     return replace(RECIPES[recipe], labels="clusters", source="msmt17" if recipe != "msmt17" else "market1501")
@@ -53,7 +55,8 @@ class TestStudies:
     def test_only_what_is_studied_changes(self, study, recipe):
         source = {f.name for f in fields(AdaptationOptions)}
         supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
-        allowed = {"table3": source, "table7": supervised, "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST}, "table4": {"criterion", "hard_weight", "mean_weight", "balance"}, "table5": {"criterion", "hard_weight", "mean_weight"},
+        allowed = {"table3": source, "table7": supervised, "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+                   "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST}, "table4": {"criterion", "hard_weight", "mean_weight", "balance"}, "table5": {"criterion", "hard_weight", "mean_weight"},
                    "table6": {"k"}, "figure4": {"eps"}}[study]
         config = recipe_for(study, recipe)
         base = asdict(config)
@@ -89,6 +92,18 @@ class TestStudies:
         assert paper("market1501", "dukemtmc")["joint"] == 66.5 and paper("market1501", "dukemtmc")["target only"] == 68.6
         assert paper("msmt17", "market1501")["joint"] is None
         assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [("baseline", 81.7), ("+ L", 86.8), ("+ G", 87.4), ("+ AFF", 88.2)]
+
+    def test_a_recipe_that_contradicts_a_row_is_refused_before_anything_is_trained(self):
+        with pytest.raises(ValueError, match="leave negatives at 'all'"):
+            plan("table4", RECIPES["best"], [1])
+
+    def test_the_path_adds_one_step_a_row_and_ends_at_best(self):
+        rows = [asdict(run.config) for run in plan("path", RECIPES["small"], [1])]
+        for before, after, names in zip(rows, rows[1:], STEPS.values()):
+            assert {key for key in after if after[key] != before[key]} <= set(names)
+        last = plan("field", RECIPES["small"], [1])[-1]
+        assert last.setting == "best" and rows[-1] == asdict(last.config)
+        assert replace(last.config, recipe="best", epochs=6) == RECIPES["best"]
 
     def test_table3_wants_a_source(self):
         with pytest.raises(ValueError, match="name one with --source"):

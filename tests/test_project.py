@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path.stem for path in (ROOT / "affscl").glob("*.py") if not path.stem.startswith("_"))
 # From data to training: a module may import only what stands before it.
 ORDER = ["datasets", "synthetic", "batches", "attention", "network", "jaccard", "clustering", "memory", "losses",
-         "evaluation", "figures", "training", "cli", "ablation"]
+         "evaluation", "figures", "adaptation", "supervised", "training", "cli", "ablation", "bench"]
 
 
 def copy_project(folder):

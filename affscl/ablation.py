@@ -323,7 +323,7 @@ def check_settings(
         return
     if not record.exists():
         raise ValueError(f"{path} has no {record.name} beside it to say with which settings it was made: choose another folder with --out")
-    found = asdict(Config()) | json.loads(record.read_text())
+    found = json.loads(json.dumps(asdict(Config()))) | json.loads(record.read_text())
     other = [f"{key} = {found.get(key)!r} there, {value!r} here" for key, value in wanted.items() if found.get(key) != value]
     if other:
         raise ValueError(f"{path} was made with other settings ({'; '.join(other[:5])}): choose another folder with --out, or delete that file")

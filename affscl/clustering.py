@@ -27,6 +27,7 @@ class ClusterOptions:
     min_samples: int = 4  # neighbours, itself included, that make a sample a core point (the paper's minPts)
     k1: int = 30  # length of the neighbour lists of the Jaccard distance
     k2: int = 6  # neighbours whose encodings are averaged
+    search: str = "exact"  # how neighbours are found: exact, or faiss (approximate, for very many crops; chapter 05)
     camera_links: float = 0.0  # share of the mutually nearest clusters of different cameras that are joined; uses camera ids
     links_from: int = 1  # the first epoch with such links
 
@@ -37,6 +38,7 @@ def pseudo_labels(
     min_samples=4,  # neighbours, itself included, that make a sample a core point
     k1=30,  # length of the neighbour lists
     k2=6,  # neighbours whose encodings are averaged
+    search="exact",  # how neighbours are found: exact, or faiss
 ):  # -> (n,) int64 array: clusters 0..K-1, -1 for an outlier
     """Cluster `features` with DBSCAN on their Jaccard distance (paper sections 3.1 and 4.2).
 
@@ -45,7 +47,7 @@ def pseudo_labels(
         raise ValueError(f"eps must lie between 0 and 1, not {eps}: Jaccard distances do")
     if min_samples < 1:
         raise ValueError(f"min_samples must be at least 1, not {min_samples}")
-    graph = jaccard_distance(features, k1, k2, eps)
+    graph = jaccard_distance(features, k1, k2, eps, search)
     graph = sort_graph_by_row_values(graph, copy=False, warn_when_not_sorted=False)
     labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(graph)
     return labels.astype(np.int64)

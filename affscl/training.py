@@ -40,6 +40,7 @@ from .batches import BatchOptions, ImageStore, cache_folder, pk_batches, train_l
 from .clustering import ClusterOptions, cluster_report, link_cameras, pseudo_labels, require_clusters
 from .datasets import DataOptions, Dataset, load_dataset
 from .evaluation import Scores, evaluate, rerank, score
+from .jaccard import SEARCHES
 from .losses import LossOptions, check_loss_options, make_criterion
 from .network import AFF, NetworkOptions, check_network_options, extract
 from .supervised import StrongBaseline, SupervisedOptions, check_supervised_options, learning_rate, true_labels
@@ -88,7 +89,8 @@ class Config(TrainingOptions, AdaptationOptions, SupervisedOptions, LossOptions,
             raise ValueError("\n  ".join(["these settings cannot work:", *wrong]))
 
 # %% ../nbs/13_training.ipynb #dd6d1827
-CHOICES = {"labels": ("clusters", "truth"), "device": ("auto", "cpu", "cuda", "mps"), "precision": ("no", "bf16", "fp16")}
+CHOICES = {"labels": ("clusters", "truth"), "device": ("auto", "cpu", "cuda", "mps"), "precision": ("no", "bf16", "fp16"),
+           "search": tuple(SEARCHES)}
 
 
 def check_training(
@@ -185,7 +187,7 @@ def make_labeller(
         return lambda features, epoch: truth
 
     def clusters(features, epoch):
-        labels = pseudo_labels(features, config.eps, config.min_samples, config.k1, config.k2)
+        labels = pseudo_labels(features, config.eps, config.min_samples, config.k1, config.k2, config.search)
         return link_cameras(features, labels, camids, config.camera_links) if config.camera_links and epoch >= config.links_from else labels
     camids = [sample.camid for sample in samples if sample.domain == TARGET]
     return joint_labeller(samples, clusters) if is_joint(config) else clusters

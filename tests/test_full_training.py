@@ -11,7 +11,7 @@ from PIL import Image
 from affscl.training import RECIPES, load_config, read_history
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "nbs" / "17_full_training.ipynb"
+NOTEBOOK = ROOT / "nbs" / "18_full_training.ipynb"
 RUN = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], flags='cuda', n_workers=0)"
 
 

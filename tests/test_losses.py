@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affscl.losses import (BALANCES, CRITERIA, CrossEntropyTriplet, LossOptions, SingleContrast, SymmetricContrast, balance_loss,
-                           balanced_l1, batch_hard_triplet, check_loss_options, info_nce, make_criterion)
+                           balanced_l1, batch_hard_triplet, cameras_of, check_loss_options, info_nce, make_criterion, rivals_only)
 from affscl.memory import ClusterMemory, DualMemory
 
 GOLDEN = Path(__file__).parent / "golden" / "memory.npz"
@@ -470,3 +470,58 @@ def test_classes_refuse_on_their_own():
         SingleContrast(ClusterMemory(rows))(outputs(torch.randn(2, D)), torch.tensor([0, -1]))
     with pytest.raises(ValueError, match="outliers"):
         CrossEntropyTriplet(rows)(outputs(torch.randn(2, D)), torch.tensor([0, K]))
+
+
+# --- rivals within a camera --------------------------------------------------------------------------------------
+
+HELD = [{1}, {2}, {1, 2}, {2}, {3}, {1, 3}]
+CAMERAS = torch.tensor([[float(c in held) for c in (1, 2, 3)] for held in HELD])
+
+
+def loss_by_hand(row, target):
+    """InfoNCE of one image over the clusters that share a camera with the target."""
+    rivals = [s for s, held in zip(row.tolist(), HELD) if held & HELD[target]]
+    return float(torch.tensor(rivals).double().logsumexp(0)) - float(row[target])
+
+
+@pytest.mark.parametrize("target", range(len(HELD)))
+def test_rivals_share_a_camera_with_the_positive(target):
+    row = torch.randn(1, len(HELD), generator=torch.Generator().manual_seed(target))
+    loss = info_nce(rivals_only(row, torch.tensor([target]), CAMERAS), torch.tensor([target]))
+    assert float(loss) == pytest.approx(loss_by_hand(row[0], target), abs=1e-5)
+
+
+def test_who_is_no_rival_gets_no_gradient():
+    logits = torch.randn(1, len(HELD), requires_grad=True)
+    info_nce(rivals_only(logits, torch.tensor([0]), CAMERAS), torch.tensor([0])).backward()
+    rival = torch.tensor([bool(held & HELD[0]) for held in HELD])
+    assert (logits.grad[0, ~rival] == 0).all() and (logits.grad[0, rival] != 0).all()
+
+
+def test_cameras_of_clusters():
+    found = cameras_of([0, 0, 1, -1, 2, 2], [7, 9, 9, 4, 7, 7])
+    assert found.tolist() == [[0, 1, 1], [0, 0, 1], [0, 1, 0]], "cameras 4, 7, 9; outliers count for nothing"
+    with pytest.raises(ValueError, match="some are unknown"):
+        cameras_of([0, 1], [1, None])
+
+
+@pytest.mark.parametrize("criterion", ["symmetric", "mean", "hard", "cluster_contrast", "hhcl"])
+def test_with_one_camera_nothing_changes_and_with_two_the_others_are_gone(criterion):
+    g = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(40, 8, generator=g))
+    labels, q, targets = torch.arange(40) % 4, features[:8], torch.arange(8) % 4
+    output = Output(q, q, q)
+
+    def total(**options):
+        camids = options.pop("camids", None)
+        criterion_ = make_criterion(LossOptions(criterion=criterion, **options), features, labels, camids)
+        return float(sum(criterion_(output, targets).values()))
+    assert total(negatives="camera", camids=[5] * 40) == pytest.approx(total())
+    assert total(negatives="camera", camids=(labels % 2).tolist()) < total()
+
+
+def test_rivals_of_a_criterion_without_a_memory_are_refused():
+    with pytest.raises(ValueError, match="leave negatives at 'all'"):
+        check_loss_options(LossOptions(criterion="cross_entropy_triplet", negatives="camera"))
+    with pytest.raises(ValueError, match="'all', 'camera'"):
+        check_loss_options(LossOptions(negatives="none"))

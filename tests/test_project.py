@@ -48,10 +48,20 @@ def test_every_module_is_in_the_order():
 
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_point_one_way(name):
-    tree = ast.parse((ROOT / "affscl" / f"{name}.py").read_text())
-    imported = {node.module.split(".")[1] for node in ast.walk(tree)
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("affscl.")}
+    imported = own_imports((ROOT / "affscl" / f"{name}.py").read_text())
     assert imported <= set(ORDER[:ORDER.index(name)])
+
+
+def own_imports(source):
+    """The modules of this package that a module imports, relatively (as nbdev writes them) or by full name."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    named = {node.module.removeprefix("affscl.") for node in nodes if (node.module or "").startswith("affscl.")}
+    return named | {node.module for node in nodes if node.level == 1 and node.module}
+
+
+def test_imports_are_found():
+    assert own_imports("from .batches import a\nfrom affscl.network import b\nfrom torch import c") == {"batches", "network"}
+    assert {"training", "network"} <= own_imports((ROOT / "affscl" / "cli.py").read_text())
 
 
 @pytest.mark.parametrize("name", ORDER)

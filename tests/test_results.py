@@ -1,11 +1,13 @@
 """The committed results hold what the book says of them, and the shipped weights are what they are said to be."""
 import csv
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from affscl.ablation import STUDIES, check_settings, read_rows
 from affscl.network import AFF, shipped_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +38,20 @@ def test_real_crops_are_learned():
     assert float(history[0]["mAP"]) < 0.08 and float(history[-1]["mAP"]) >= 0.25
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.name)
-def test_every_result_names_the_command_that_made_it(path):
-    assert f"`{path.name}`" in (RESULTS / "README.md").read_text()
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(RESULTS)) for path in RESULTS.rglob("*.csv")))
+def test_every_result_names_the_command_that_made_it(name):
+    assert f"`{name}`" in (RESULTS / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("ablation_*.csv")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_study_has_three_seeds_of_each_of_its_settings(path):
+    study = path.stem.removeprefix("ablation_")
+    found = read_rows(path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    check_settings(path, record)
+    names = [key.removeprefix("setting ") for key in record if key.startswith("setting ")]
+    held = {(row["setting"], row["seed"]) for row in found}
+    assert study in STUDIES and held == {(name, seed) for name in names for seed in (1, 2, 3)}
 
 
 def test_shipped_weights_are_small_and_fit():

@@ -244,10 +244,15 @@ def plan(
     study: str,        # a name in `STUDIES`
     config: Config,    # what all runs share
     seeds: list[int],  # a run of each setting for each of them
+    only: tuple[str, ...] = (),  # names of settings; none: all
 ) -> list[Run]:
-    "All runs of a study, seed by seed. Raises ValueError if a setting cannot work, before anything is trained."
+    "All runs of a study, seed by seed. Raises ValueError if a setting cannot work or is unknown, before anything is trained."
+    settings = STUDIES[study].settings(config)
+    unknown = [name for name in only if name not in [s.name for s in settings]]
+    if unknown:
+        raise ValueError(f"{study} has no setting {', '.join(map(repr, unknown))}: choose among {', '.join(repr(s.name) for s in settings)}")
     return [Run(setting.name, seed, replace(config, **setting.changes, seed=seed))
-            for seed in dict.fromkeys(seeds) for setting in STUDIES[study].settings(config)]
+            for seed in dict.fromkeys(seeds) for setting in settings if not only or setting.name in only]
 
 # %% ../nbs/15_ablation.ipynb #e19ce7c9
 COLUMNS = ("setting", "seed", "mAP", "rank1", "mixed_mAP", "mixed_rank1", "best_mAP", "best_rank1", "best_epoch",
@@ -371,9 +376,10 @@ def run_study(
     keep: bool = False,      # leave each run's folder, under out/runs
     verbose: bool = False,   # show what each run prints
     measure=measure,         # (run, folder, keep) -> history
+    only: tuple[str, ...] = (),  # names of settings; none: all
 ) -> tuple[list[dict], dict[str, str]]:  # rows of all finished runs; name -> reason of each failed one
     "Run what is not finished yet, a row of the CSV file for each run. Raises ValueError if the file was made otherwise."
-    runs, path, failed = plan(study, config, seeds), study_path(study, out), {}
+    runs, path, failed = plan(study, config, seeds, only), study_path(study, out), {}
     path.parent.mkdir(parents=True, exist_ok=True)
     check_settings(path, identity(study, config))
     write_safely(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(identity(study, config), indent=1) + "\n"))
@@ -389,7 +395,7 @@ def run_study(
             failed[name] = f"{type(error).__name__}: {error}"
             print(f"{i}/{len(todo)}  {name}: FAILED, {failed[name]}", flush=True)
             continue
-        add_row(path, result_row(run, history), list(dict.fromkeys(r.setting for r in runs)))
+        add_row(path, result_row(run, history), [s.name for s in STUDIES[study].settings(config)])
         rows = read_rows(path)
         print(f"{i}/{len(todo)}  {name}: mAP {100 * history[-1]['mAP']:.1f}, {time_left(rows, len(todo) - i)}", flush=True)
     return read_rows(path), failed
@@ -454,6 +460,7 @@ class AblateArguments(Config):
     study: tyro.conf.Positional[Literal[tuple(STUDIES)]] = tyro.MISSING  # which table or figure
     recipe: str = "tiny"                    # a recipe of affscl-train
     seeds: tuple[int, ...] = (1, 2, 3)      # a run of each setting for each of them
+    only: tuple[str, ...] = ()              # only these settings, by the names of their rows; none: all
     out: str | None = None                  # folder of results; by default runs/ablation-RECIPE
     keep: bool = False                      # keep each run's folder with its weights, under OUT/runs
     verbose: bool = False                   # show what each run prints
@@ -504,7 +511,7 @@ def ablate_command(
         if reason:
             raise ValueError(f"nothing to compare: {reason}")
         try:
-            rows, failed = run_study(study, config, arguments.seeds, out, arguments.keep, arguments.verbose)
+            rows, failed = run_study(study, config, arguments.seeds, out, arguments.keep, arguments.verbose, only=arguments.only)
         except KeyboardInterrupt:
             print(f"\nStopped. Finished runs are in {study_path(study, out)}; the same command goes on.")
             raise

@@ -113,6 +113,14 @@ class TestStudies:
         with pytest.raises(ValueError, match="table3 sets adapt itself"):
             parse_ablate(["table3", "--source", "synthetic", "--adapt", "pretrain"])
 
+    def test_some_rows_only(self, tmp_path):
+        assert [run.setting for run in plan("table4", TINY, [1, 2], ("total", "baseline"))] == ["baseline", "total"] * 2
+        with pytest.raises(ValueError, match="no setting 'totl': choose among 'baseline', 'mean only'"):
+            plan("table4", TINY, [1], ("totl",))
+        run_study("table4", TINY, [1], tmp_path, measure=pretend(), only=("total",))
+        rows, _ = run_study("table4", TINY, [1], tmp_path, measure=pretend(), only=("baseline",))
+        assert [row["setting"] for row in rows] == ["baseline", "total"], "in the order of the table, whatever came first"
+
     def test_weights_sum_to_one(self):
         assert all(s.changes["hard_weight"] + s.changes["mean_weight"] == 1 for s in STUDIES["table5"].settings(TINY))
 

@@ -3,12 +3,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from affscl.training import RECIPES, load_config, read_history
+from affscl.batches import ImageStore
+from affscl.cli import parse_train
+from affscl.network import load_model
+from affscl.synthetic import make_dataset
+from affscl.training import RECIPES, evaluate_model, load_config, load_data, read_history, train
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs" / "18_full_training.ipynb"
@@ -57,6 +63,44 @@ def test_a_second_execution_trains_nothing(run):
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.name == "model.safetensors"} == before
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A full recipe cut down, on a tree laid out as Market-1501: interrupted after an epoch, then gone on with by the notebook."""
+    folder = tmp_path_factory.mktemp("real")
+    tree = make_dataset(folder / "Market-1501-v15.09.15", n_ids=24, n_cams=3, seed=0)
+    words = (f"market1501 --data {tree.parent} --backbone resnet10 --weights synthetic --height 64 --width 32 --pad 3 --p 4 --k 4 --k1 8 --k2 3"
+             " --bn-chunk 8 --workers 0 --iterations 3 --epochs 2 --device cpu")
+    config, run = parse_train(words.split())[0], folder / "run"
+    begun = train(replace(config, epochs=1), out=run).history
+    done = execute(AFFSCL_RECIPE=words, AFFSCL_RUN=str(run))
+    assert done.returncode == 0 and "Success." in done.stdout, done.stderr + done.stdout
+    return config, run, begun
+
+
+def test_an_interrupted_run_goes_on(real):
+    _, run, begun = real
+    assert [row["epoch"] for row in read_history(run)] == [0, 1, 2]
+    assert read_history(run)[:2] == begun, "what was trained before is kept, its seconds too"
+
+
+def test_scores_are_those_of_the_network_on_disk(real):
+    config, run, _ = real
+    data, model = load_data(config), load_model(run)
+    stores = [ImageStore(part, config.height, config.width) for part in (data.query, data.gallery)]
+    found = json.loads((run / "report.json").read_text())["scores"]
+    for name, options in {"as extracted": {}, "re-ranked": {"reranked": True}, "mixed gallery": {"mixed": True}}.items():
+        wanted = evaluate_model(model, *stores, **options)
+        assert [found[name]["mAP"], found[name]["rank1"]] == pytest.approx([100 * wanted.mAP, 100 * wanted.rank(1)], abs=0.01)
+
+
+def test_a_part_of_a_dataset_is_recorded_as_such_and_shows_nobody(real):
+    config, run, _ = real
+    record = json.loads((run / "report.json").read_text())
+    assert (record["dataset"], record["complete"], record["labels"]) == ("market1501", False, "clusters")
+    assert record["changed"].keys() >= {"epochs", "iterations", "backbone", "height"} and "data" not in record["changed"]
+    assert (run / "history.png").exists() and not (run / "ranked.png").exists(), "no pictures of a dataset that is not drawn"
+
+
 def test_an_unknown_recipe_is_named(tmp_path):
     done = execute(AFFSCL_RECIPE="markt1501", AFFSCL_RUN=str(tmp_path / "run"))
     assert done.returncode != 0 and "did you mean 'market1501'" in done.stderr + done.stdout
@@ -67,4 +111,5 @@ def test_all_that_a_full_run_lacks_is_told_together(tmp_path):
     said = done.stderr + done.stdout
     assert done.returncode != 0 and "not ready to train" in said
     assert "market1501 was not found" in said and "bounding_box_train" in said and "no weights at" in said
+    assert torch.cuda.is_available() or "on this CPU and in truth several times that" in said
     assert not (tmp_path / "run").exists(), "nothing is written before all is well"

@@ -329,8 +329,7 @@ class AFF(nn.Module):
         layout: str = "paper",  # or "table8"
         weights: str | None = None,  # None, "imagenet", "synthetic" or a path
         height: int = 256, width: int = 128,  # of the crops, in pixels
-        domains: int = 1,  # how many sets of BatchNorm statistics and scales
-        camids: list[int] | None = None,  # the cameras of the training crops, for camera_norm
+        domains: int = 1, camids: list[int] | None = None,  # sets of BatchNorm statistics; the training crops' cameras, for camera_norm
         **options,  # the other fields of NetworkOptions
     ):
         "ValueError on unknown or contradictory options, FileNotFoundError on missing weights."
@@ -351,8 +350,7 @@ class AFF(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"expected float images (b, 3, h, w), got {images.dtype} {tuple(images.shape)}: see batches.normalise")
         self.rows.divide(domain, len(images))
-        # Convolutions are faster with channels last, on CPUs and on tensor cores.
-        return self.attention(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        return self.attention(self.backbone(images.contiguous(memory_format=torch.channels_last)))  # faster for convolutions
 
     def forward(
         self,

@@ -354,12 +354,12 @@ class TestCommand:
 
     def test_a_failed_run_is_named_at_the_end(self, capsys, monkeypatch, tmp_path):
         stand_in = pretend(fail={("4", 1)})
-        monkeypatch.setattr(ablation, "run_study", lambda *a: run_study(*a, measure=stand_in))
+        monkeypatch.setattr(ablation, "run_study", lambda *a, **k: run_study(*a, measure=stand_in, **k))
         said = self.refused(capsys, ["table6", *SMALL, "--seeds", "1", "--out", tmp_path], "these runs failed", "4, seed 1: RuntimeError: out of memory")
         assert "| 8 | 79.6 |" in said.out and (tmp_path / "ablation_table6.md").exists() and (tmp_path / "ablation_table6.png").exists()
 
     def test_ctrl_c(self, capsys, monkeypatch, tmp_path):
-        def stops(*_):
+        def stops(*_, **__):
             raise KeyboardInterrupt
         monkeypatch.setattr(ablation, "run_study", stops)
         with pytest.raises(SystemExit) as stop:

@@ -484,7 +484,7 @@ def extraction(
         "contiguous": partial(forward_all, lambda x: plain.attention(plain.backbone(x)), by_channel),
     }
     compiled, seconds = compile_seconds(last, by_place) if compiling else (None, math.nan)
-    if compiled:
+    if compiled is not None:
         runs["torch.compile"] = partial(forward_all, compiled, by_place)
     laps = alternate(list(runs.values()), rounds)
     rates = dict(zip(runs, n / np.median(laps, 0)))

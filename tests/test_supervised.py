@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from affscl.datasets import Sample
 from affscl.losses import CrossEntropyTriplet, batch_hard_triplet
-from affscl.network import AFF
+from affscl.network import AFF, make_neck
 from affscl.supervised import CentreLoss, StrongBaseline, SupervisedOptions, check_supervised_options, learning_rate, true_labels
 
 Output = namedtuple("Output", "pooled neck unit")
@@ -102,7 +102,7 @@ def test_centre_loss_is_the_naive_loop(seed):
     torch.manual_seed(seed)
     x, targets = batch(seed)
     loss = CentreLoss(K, D)
-    assert float(loss(x, targets)) == pytest.approx(naive_centre(x, targets, loss.centres), rel=1e-5)
+    assert float(loss(x, targets).detach()) == pytest.approx(naive_centre(x, targets, loss.centres), rel=1e-5)
 
 
 def test_centre_loss_by_hand():
@@ -249,6 +249,21 @@ def test_which_part_reads_which_vector():
         grads = torch.autograd.grad(part, leaves, allow_unused=True, retain_graph=True)
         readers[name] = [field for field, grad in zip(Output._fields, grads) if grad is not None]
     assert readers == {"cross_entropy": ["neck"], "triplet": ["pooled"], "centre": ["pooled"]}
+
+
+@cases
+@given(seeds)
+def test_behind_the_neck_the_classifier_can_neither_move_nor_stretch_the_features(seed):
+    """Why the baseline has a neck: size and place of the pooled features are the other losses' affair."""
+    torch.manual_seed(seed)
+    x, targets = batch(seed, b=32)
+    criterion, neck = StrongBaseline(K, D), make_neck(D)
+    criterion.classifier.weight.data.mul_(1000)
+    slope, = torch.autograd.grad(criterion(Output(x, neck(x), x), targets)["cross_entropy"], x)
+    assert float(slope.abs().max()) > 1e-3                     # it has wishes, but not these
+    away = (x - x.mean(0)).detach()
+    torch.testing.assert_close(slope.sum(0), torch.zeros(D), rtol=0, atol=1e-5)
+    torch.testing.assert_close((slope * away).sum(0), torch.zeros(D), rtol=0, atol=1e-3)
 
 
 def test_centre_loss_comes_off():

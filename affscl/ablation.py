@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'STUDIES', 'COLUMNS', 'OF_LAST', 'IGNORED', 'ABLATE_HELP', 'Setting', 'Study', 'loss_fields', 'table4',
-           'table5', 'table6', 'figure4', 'source_fields', 'table3', 'table7', 'field', 'path', 'seed_values',
-           'mean_sd', 'Comparison', 'compare', 'Run', 'plan', 'result_row', 'number', 'read_rows', 'add_row',
-           'identity', 'check_settings', 'measure', 'time_left', 'study_path', 'run_study', 'markdown_table', 'dots',
-           'draw', 'AblateArguments', 'recipe_word', 'parse_ablate', 'ablate_command', 'write_report']
+           'table5', 'table6', 'figure4', 'table3', 'table7', 'field', 'path', 'seed_values', 'mean_sd', 'Comparison',
+           'compare', 'Run', 'plan', 'result_row', 'number', 'read_rows', 'add_row', 'identity', 'check_settings',
+           'measure', 'time_left', 'study_path', 'run_study', 'markdown_table', 'dots', 'draw', 'AblateArguments',
+           'recipe_word', 'parse_ablate', 'ablate_command', 'write_report']
 
 # %% ../nbs/15_ablation.ipynb #46a9d97f
 import csv
@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 # %% ../nbs/15_ablation.ipynb #78580ba5
-from .adaptation import AdaptationOptions
+from .adaptation import NO_SOURCE
 from .cli import CHANGEABLE, guarded, named_recipe, none
 from .figures import BLUE, RED, sweep
 from .network import USELESS_WITHOUT_PARTS, NetworkOptions
@@ -99,11 +99,6 @@ def figure4(
     return [Setting(f"{eps:g}", {"eps": eps}, *paper.get(eps, ())) for eps in (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)]
 
 # %% ../nbs/15_ablation.ipynb #08608140
-def source_fields(**changes):
-    "All fields that are about a source, at their defaults (none) unless given."
-    return {f.name: f.default for f in fields(AdaptationOptions)} | changes
-
-
 def table3(
     config: Config,  # reads source and dataset
 ) -> list[Setting]:
@@ -114,7 +109,7 @@ def table3(
     alone = {"market1501": (78.8, 90.9), "dukemtmc": (68.6, 82.4)}.get(config.dataset, ())
     return [
         Setting("source only", {"adapt": "source", "domain_norm": True}),
-        Setting("target only", source_fields(), *alone),
+        Setting("target only", NO_SOURCE, *alone),
         Setting("joint", {"adapt": "joint", "domain_norm": True}, *paper),
         Setting("joint, shared BatchNorm", {"adapt": "joint", "domain_norm": False}),
         Setting("pre-trained", {"adapt": "pretrain", "domain_norm": True}),

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 # %% ../nbs/14_cli.ipynb #c62d4bff
-from .adaptation import AdaptationOptions
+from .adaptation import NO_SOURCE
 from .batches import ImageStore
 from .network import load_model
 from .training import (RECIPES, Config, can_evaluate, evaluate_model, load_config, load_data,
@@ -140,7 +140,7 @@ def eval_config(
     config = load_config(arguments.run)
     given = {name: getattr(arguments, name) for name in ("dataset", "data", "pattern", "world_seed", "world_look", "device", "cache")}
     given = {name: value for name, value in given.items() if value is not None}
-    given |= {f.name: f.default for f in fields(AdaptationOptions)}  # scoring needs the target alone
+    given |= NO_SOURCE  # scoring needs the target alone
     if given.get("dataset", config.dataset) != config.dataset:
         given = {"data": None, "pattern": None} | given  # another dataset lies elsewhere
     return replace(config, precision="no", **given)

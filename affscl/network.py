@@ -6,8 +6,8 @@
 __all__ = ['RESNET10_WIDTHS', 'BACKBONES', 'CHOICES', 'FIXED_BY_TABLE8', 'USELESS_WITHOUT_PARTS', 'make_resnet10',
            'make_backbone', 'NetworkOptions', 'check_network_options', 'Halves', 'make_attention', 'AveragePool',
            'GeMPool', 'make_neck', 'CameraNorm', 'Rows', 'GroupedNorm', 'group_norms', 'Output', 'AFF', 'Loaded',
-           'read_weights', 'shipped_weights', 'find_weights', 'load_weights', 'load_model', 'extract', 'Cost',
-           'layer_flops', 'network_cost']
+           'read_weights', 'shipped_weights', 'find_weights', 'load_weights', 'load_model', 'origins', 'extract',
+           'Cost', 'layer_flops', 'network_cost']
 
 # %% ../nbs/04_network.ipynb #96b22735
 import copy
@@ -491,15 +491,22 @@ def _as_images(data, model, progress):
     return ImageStore(samples, model.height, model.width, progress=progress)
 
 
+def origins(
+    model: AFF,
+    samples: list[Sample],  # n crops
+) -> tuple[Tensor | None, Tensor]:  # (n,) each
+    "Domain of each sample (None in a network that has one only, which need not ask) and its camera, -1 where it is unknown."
+    domains = torch.tensor([sample.domain for sample in samples]) if model.rows.domains > 1 else None
+    return domains, torch.tensor([-1 if sample.camid is None else sample.camid for sample in samples])
+
+
 def _origins(data, model, domain, camids):
     "Domain and camera of each image: as given, otherwise its sample's own, as far as the network asks for them."
-    samples = data.samples if isinstance(data, ImageStore) else []
-    if domain is None:
-        domain = [sample.domain for sample in samples] if model.rows.domains > 1 and samples else 0
-    if camids is None and samples:
-        camids = [-1 if sample.camid is None else sample.camid for sample in samples]
-    domains = torch.as_tensor(domain).expand(len(data))
-    return domains, None if camids is None or not model.options.camera_norm else torch.as_tensor(camids)
+    own = origins(model, data.samples) if isinstance(data, ImageStore) else (None, None)
+    domain = own[0] if domain is None else domain
+    camids = own[1] if camids is None else camids
+    domains = torch.as_tensor(0 if domain is None else domain).expand(len(data))
+    return domains, torch.as_tensor(camids) if camids is not None and model.options.camera_norm else None
 
 
 def _unit_rows(model, images, domain, camids):

@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'FULL', 'SMALL', 'QUICK', 'SUPERVISED', 'BEST', 'RECIPES',
            'score_features', 'evaluate_model', 'seed_epoch', 'write_safely', 'storable', 'save_state', 'load_state',
            'new_run', 'write_config', 'load_config', 'read_history', 'write_history', 'Job', 'make_accelerator',
            'can_evaluate', 'prepare', 'lasting_criterion', 'warn_without_weights', 'extract_shared', 'synchronised',
-           'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'origins', 'draw_batches', 'report',
+           'gathered', 'share_gradients', 'train_epoch', 'Clock', 'set_parameters', 'draw_batches', 'report',
            'stop_when_asked', 'Result', 'train', 'is_pretraining', 'initial_weights', 'check_loss', 'finish_epoch',
            'continue_run', 'percent', 'epoch_line', 'duration', 'results_table']
 
@@ -35,14 +35,14 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 # %% ../nbs/13_training.ipynb #11b88777
-from .adaptation import SOURCE, TARGET, AdaptationOptions, check_adaptation_options, join_domains, joint_batches, joint_labeller
+from .adaptation import NO_SOURCE, SOURCE, TARGET, AdaptationOptions, check_adaptation_options, join_domains, joint_batches, joint_labeller
 from .batches import BatchOptions, ImageStore, cache_folder, pk_batches, train_loader
 from .clustering import ClusterOptions, cluster_report, link_cameras, pseudo_labels, require_clusters
 from .datasets import DataOptions, Dataset, load_dataset
 from .evaluation import Scores, evaluate, rerank, score
 from .jaccard import SEARCHES
 from .losses import LossOptions, check_loss_options, make_criterion
-from .network import AFF, NetworkOptions, check_network_options, extract
+from .network import AFF, NetworkOptions, check_network_options, extract, origins
 from .supervised import StrongBaseline, SupervisedOptions, check_supervised_options, learning_rate, true_labels
 from .synthetic import VERSION, make_dataset
 
@@ -154,8 +154,7 @@ def differences(
 # %% ../nbs/13_training.ipynb #dd3ff29e
 def named_data(config, dataset, data, look, seed):
     "The settings of one dataset on its own, without a source; a pattern is for folders only."
-    alone = {f.name: f.default for f in fields(AdaptationOptions)}
-    return replace(config, dataset=dataset, data=data, world_look=look, world_seed=seed, pattern=config.pattern if dataset == "folder" else None, **alone)
+    return replace(config, dataset=dataset, data=data, world_look=look, world_seed=seed, pattern=config.pattern if dataset == "folder" else None, **NO_SOURCE)
 
 
 def load_data(
@@ -497,7 +496,7 @@ def train_epoch(
     sums = {}
     for images, targets, indices in tqdm(loader, f"epoch {epoch}", leave=False, disable=None if accelerator.is_main_process else True):
         images, targets = images.to(accelerator.device, non_blocking=True), targets.to(accelerator.device, non_blocking=True)
-        output = model(images, domains[indices], camids[indices])
+        output = model(images, 0 if domains is None else domains[indices], camids[indices])
         losses = criterion(output, targets)                      # reads the old memory rows
         optimizer.zero_grad()
         accelerator.backward(sum(losses.values()))
@@ -536,12 +535,6 @@ def set_parameters(optimizer, criterion, config, epoch):
             optimizer.add_param_group({"params": parameters})
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(epoch, config.lr, config.lr_step, config.warmup, config.milestones)
-
-
-def origins(network, samples):
-    "Domain and camera of each sample as tensors, domain 0 in a network that has one only, camera -1 where it is unknown."
-    domains = [sample.domain if network.rows.domains > 1 else 0 for sample in samples]
-    return torch.tensor(domains), torch.tensor([-1 if sample.camid is None else sample.camid for sample in samples])
 
 
 def draw_batches(config, samples, labels, rng, world=1):

@@ -12,8 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit
+from numba import config, njit
 from scipy.sparse import csr_array
+
+# %% ../nbs/05_jaccard.ipynb #7d1c0a55
+from .batches import cache_folder
 
 # %% ../nbs/05_jaccard.ipynb #e661429f
 def unit_rows(
@@ -109,11 +112,15 @@ SEARCHES = {"exact": nearest, "faiss": nearest_faiss}
 def compiled(
     function,  # a function of numbers and NumPy arrays
 ):  # -> the same function as machine code
-    """Compile a loop with Numba: free of the GIL, kept on disk between runs where a folder can be written."""
+    """Compile a loop with Numba: free of the GIL, kept in the user's cache between runs, or in NUMBA_CACHE_DIR."""
+    before = config.CACHE_DIR
+    config.CACHE_DIR = before or str(cache_folder() / "compiled")  # beside the package, it would outlive its uninstallation
     try:
         return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no writable folder for the cache
+    except (RuntimeError, OSError):  # no folder that can be written
         return njit(nogil=True)(function)
+    finally:
+        config.CACHE_DIR = before
 
 # %% ../nbs/05_jaccard.ipynb #8123e6a7
 @compiled

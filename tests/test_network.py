@@ -401,11 +401,10 @@ def test_weights_files_run_no_code(tmp_path, capsys):
 
 
 def test_synthetic_weights_are_found_or_the_others_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("affscl.network.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("affscl.network.SHIPPED", tmp_path)
     with pytest.raises(ValueError, match="no synthetic weights for resnet10: there are some for none"):
         small(weights="synthetic")
-    (tmp_path / "weights").mkdir()
-    save_file(make_backbone("resnet10").state_dict(), tmp_path / "weights" / "resnet10_synthetic.safetensors")
+    save_file(make_backbone("resnet10").state_dict(), tmp_path / "resnet10_synthetic.safetensors")
     assert not small(weights="synthetic").loaded.missing
     with pytest.raises(ValueError, match="no synthetic weights for resnet18: there are some for resnet10"):
         AFF("resnet18", weights="synthetic")

@@ -1,4 +1,5 @@
 """Everything about the package is in settings.ini, where nbdev reads it too; this hands it to setuptools."""
+
 import configparser
 import shlex
 from pathlib import Path
@@ -28,7 +29,7 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["affscl", "affscl.*"]),
-    package_data={"affscl": ["weights/*.safetensors", "weights/*.json"]},
+    package_data={"affscl": ["py.typed"], "affscl.model": ["initial/*.safetensors"]},
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
     extras_require={"dev": words("dev_requirements")},

@@ -1,4 +1,5 @@
 """What several tests share."""
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Studies: what varies, what is refused, what is compared, and that they go on where they stopped."""
+
 import json
 import subprocess
 import sys
@@ -11,15 +12,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from affscl import ablation
-from affscl.ablation import (COLUMNS, STEPS, STUDIES, Run, ablate_command, check_settings, compare, draw, identity, markdown_table, mean_sd, measure,
-                             parse_ablate, plan, read_rows, result_row, run_study, study_path)
-from affscl.adaptation import AdaptationOptions
-from affscl.network import USELESS_WITHOUT_PARTS
-from affscl.training import BEST, RECIPES
+from affscl.model.network import USELESS_WITHOUT_PARTS
+from affscl.studies import ablation, sweeps
+from affscl.studies.ablation import ablate_command, draw, markdown_table, parse_ablate
+from affscl.studies.statistics import compare, mean_sd
+from affscl.studies.sweeps import (
+    COLUMNS,
+    Run,
+    check_settings,
+    identity,
+    measure,
+    plan,
+    read_rows,
+    result_row,
+    run_study,
+    study_path,
+)
+from affscl.studies.tables import STEPS, STUDIES
+from affscl.training.config import BEST, RECIPES, AdaptationOptions
 
 TINY = RECIPES["tiny"]
-SMALL = ["--world-ids", "24", "--world-cams", "3", "--iterations", "2", "--epochs", "1", "--k1", "8", "--p", "4", "--device", "cpu"]
+SMALL = [
+    "--world-ids",
+    "24",
+    "--world-cams",
+    "3",
+    "--iterations",
+    "2",
+    "--epochs",
+    "1",
+    "--k1",
+    "8",
+    "--p",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 def pretend(score=lambda run: 0.5 + run.seed / 100, fail=()):
@@ -31,13 +59,29 @@ def pretend(score=lambda run: 0.5 + run.seed / 100, fail=()):
         if (run.setting, run.seed) in fail:
             raise RuntimeError("out of memory")
         best = {"epoch": 1, "mAP": score(run) + 0.02, "rank1": 0.9}
-        return [{"epoch": 0, "mAP": 0.1, "rank1": 0.2}, best, {"epoch": 2, "mAP": score(run), "rank1": 0.8, "mixed_mAP": 0.8 * score(run), "clusters": 7, "outlier_share": 0.25}]
+        return [
+            {"epoch": 0, "mAP": 0.1, "rank1": 0.2},
+            best,
+            {
+                "epoch": 2,
+                "mAP": score(run),
+                "rank1": 0.8,
+                "mixed_mAP": 0.8 * score(run),
+                "clusters": 7,
+                "outlier_share": 0.25,
+            },
+        ]
+
     call.calls = calls
     return call
 
 
 def rows_of(**scores):
-    return [{"setting": name, "seed": seed, "mAP": x, "rank1": x} for name, xs in scores.items() for seed, x in enumerate(xs)]
+    return [
+        {"setting": name, "seed": seed, "mAP": x, "rank1": x}
+        for name, xs in scores.items()
+        for seed, x in enumerate(xs)
+    ]
 
 
 def recipe_for(study, recipe="tiny"):
@@ -55,9 +99,16 @@ class TestStudies:
     def test_only_what_is_studied_changes(self, study, recipe):
         source = {f.name for f in fields(AdaptationOptions)}
         supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
-        allowed = {"table3": source, "table7": supervised, "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
-                   "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST}, "table4": {"criterion", "hard_weight", "mean_weight", "balance"}, "table5": {"criterion", "hard_weight", "mean_weight"},
-                   "table6": {"k"}, "figure4": {"eps"}}[study]
+        allowed = {
+            "table3": source,
+            "table7": supervised,
+            "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+            "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+            "table4": {"criterion", "hard_weight", "mean_weight", "balance"},
+            "table5": {"criterion", "hard_weight", "mean_weight"},
+            "table6": {"k"},
+            "figure4": {"eps"},
+        }[study]
         config = recipe_for(study, recipe)
         base = asdict(config)
         for run in plan(study, config, [3]):
@@ -73,25 +124,52 @@ class TestStudies:
         changes = {s.name: s.changes for s in STUDIES["table4"].settings(TINY)}
         assert changes["baseline"]["criterion"] == "cross_entropy_triplet"
         assert (changes["mean only"]["criterion"], changes["hard only"]["criterion"]) == ("mean", "hard")
-        for name, weights in (("mean only, L_b", (0, 1)), ("hard only, L_b", (1, 0)), ("total", (0.75, 0.25)), ("total without L_b", (0.75, 0.25))):
+        for name, weights in (
+            ("mean only, L_b", (0, 1)),
+            ("hard only, L_b", (1, 0)),
+            ("total", (0.75, 0.25)),
+            ("total without L_b", (0.75, 0.25)),
+        ):
             assert changes[name]["criterion"] == "symmetric"
             assert (changes[name]["hard_weight"], changes[name]["mean_weight"]) == weights
             assert (changes[name]["balance"] == "off") == (name == "total without L_b")
 
     def test_the_papers_numbers_agree_where_the_tables_meet(self):
-        paper = {study: {s.name: (s.mAP, s.rank1) for s in STUDIES[study].settings(recipe_for(study, "market1501"))} for study in STUDIES}
-        assert paper["table4"]["total"] == paper["table5"]["0.75"] == paper["table6"]["8"] == paper["figure4"]["0.65"] == (78.8, 90.9)
-        assert paper["table4"]["mean only, L_b"] == paper["table5"]["0"] and paper["table4"]["hard only, L_b"] == paper["table5"]["1"]
+        paper = {
+            study: {s.name: (s.mAP, s.rank1) for s in STUDIES[study].settings(recipe_for(study, "market1501"))}
+            for study in STUDIES
+        }
+        assert (
+            paper["table4"]["total"]
+            == paper["table5"]["0.75"]
+            == paper["table6"]["8"]
+            == paper["figure4"]["0.65"]
+            == (78.8, 90.9)
+        )
+        assert (
+            paper["table4"]["mean only, L_b"] == paper["table5"]["0"]
+            and paper["table4"]["hard only, L_b"] == paper["table5"]["1"]
+        )
         assert [paper["table4"][name][0] for name in ("baseline", "mean only", "hard only")] == [55.8, 70.6, 76.3]
         assert paper["table4"]["total without L_b"] == (None, None)
 
     def test_table3_and_table7_carry_the_papers_numbers(self):
         def paper(source, target):
             return {s.name: s.mAP for s in STUDIES["table3"].settings(replace(RECIPES[target], source=source))}
-        assert paper("dukemtmc", "market1501")["joint"] == 77.7 and paper("dukemtmc", "market1501")["target only"] == 78.8
-        assert paper("market1501", "dukemtmc")["joint"] == 66.5 and paper("market1501", "dukemtmc")["target only"] == 68.6
+
+        assert (
+            paper("dukemtmc", "market1501")["joint"] == 77.7 and paper("dukemtmc", "market1501")["target only"] == 78.8
+        )
+        assert (
+            paper("market1501", "dukemtmc")["joint"] == 66.5 and paper("market1501", "dukemtmc")["target only"] == 68.6
+        )
         assert paper("msmt17", "market1501")["joint"] is None
-        assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [("baseline", 81.7), ("+ L", 86.8), ("+ G", 87.4), ("+ AFF", 88.2)]
+        assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [
+            ("baseline", 81.7),
+            ("+ L", 86.8),
+            ("+ G", 87.4),
+            ("+ AFF", 88.2),
+        ]
 
     def test_a_recipe_that_contradicts_a_row_is_refused_before_anything_is_trained(self):
         with pytest.raises(ValueError, match="leave negatives at 'all'"):
@@ -119,7 +197,9 @@ class TestStudies:
             plan("table4", TINY, [1], ("totl",))
         run_study("table4", TINY, [1], tmp_path, measure=pretend(), only=("total",))
         rows, _ = run_study("table4", TINY, [1], tmp_path, measure=pretend(), only=("baseline",))
-        assert [row["setting"] for row in rows] == ["baseline", "total"], "in the order of the table, whatever came first"
+        assert [row["setting"] for row in rows] == ["baseline", "total"], (
+            "in the order of the table, whatever came first"
+        )
 
     def test_weights_sum_to_one(self):
         assert all(s.changes["hard_weight"] + s.changes["mean_weight"] == 1 for s in STUDIES["table5"].settings(TINY))
@@ -148,7 +228,9 @@ class TestComparison:
             return
         low, high = ttest_rel(a, b).confidence_interval(0.95)
         found = compare(rows_of(a=a, b=b), "a", "b")
-        assert np.allclose([found.mean - found.half_width, found.mean + found.half_width], [100 * low, 100 * high], atol=1e-6)
+        assert np.allclose(
+            [found.mean - found.half_width, found.mean + found.half_width], [100 * low, 100 * high], atol=1e-6
+        )
         assert found.verdict == ("holds" if low > 0 else "reversed" if high < 0 else "open")
 
     def test_by_hand(self):
@@ -162,7 +244,11 @@ class TestComparison:
         assert (compare(rows, "a", "b").verdict, compare(rows, "b", "a").verdict) == ("holds", "reversed")
 
     def test_pairs_are_seeds_that_both_have(self):
-        rows = [{"setting": "a", "seed": 1, "mAP": 0.5}, {"setting": "a", "seed": 2, "mAP": 0.9}, {"setting": "b", "seed": 1, "mAP": 0.4}]
+        rows = [
+            {"setting": "a", "seed": 1, "mAP": 0.5},
+            {"setting": "a", "seed": 2, "mAP": 0.9},
+            {"setting": "b", "seed": 1, "mAP": 0.4},
+        ]
         found = compare(rows, "a", "b")
         assert (found.seeds, found.verdict) == (1, "open") and found.mean == pytest.approx(10)
         with pytest.raises(ValueError, match="share no seed"):
@@ -179,7 +265,13 @@ class TestRunning:
         rows, failed = run_study("table6", TINY, [1, 2], tmp_path, measure=pretend())
         assert failed == {} and rows == read_rows(study_path("table6", tmp_path))
         assert [(r["setting"], r["seed"]) for r in rows] == [(k, s) for k in ("2", "4", "8") for s in (1, 2)]
-        assert (rows[0]["mAP"], rows[0]["best_mAP"], rows[0]["best_epoch"], rows[0]["clusters"], rows[0]["ari"]) == (0.51, 0.53, 1, 7, None)
+        assert (rows[0]["mAP"], rows[0]["best_mAP"], rows[0]["best_epoch"], rows[0]["clusters"], rows[0]["ari"]) == (
+            0.51,
+            0.53,
+            1,
+            7,
+            None,
+        )
 
     def test_finished_pairs_are_skipped(self, tmp_path, capsys):
         run_study("table6", TINY, [1], tmp_path, measure=pretend())
@@ -196,6 +288,7 @@ class TestRunning:
             if len(first.calls) == 2:
                 raise KeyboardInterrupt
             return first(run, folder, keep)
+
         with pytest.raises(KeyboardInterrupt):
             run_study("table6", TINY, [1], tmp_path, measure=stops)
         again = pretend()
@@ -210,12 +303,14 @@ class TestRunning:
         assert again.calls == [("4", 1)]
 
     def test_time_is_said_from_finished_runs(self):
-        assert ablation.time_left([{"seconds": 10}, {"seconds": 30}], 3) == "about 60 s left, measured on 2 finished runs"
+        assert sweeps.time_left([{"seconds": 10}, {"seconds": 30}], 3) == "about 60 s left, measured on 2 finished runs"
 
     def test_other_settings_are_refused(self, tmp_path):
         run_study("table6", TINY, [1], tmp_path, measure=pretend())
         run_study("table6", replace(TINY, device="cuda", seed=9, workers=3), [1], tmp_path, measure=pretend())
-        with pytest.raises(ValueError, match=r"other settings \(epochs = 3 there, 5 here; eps = 0.6 there, 0.5 here|eps = 0.6 there"):
+        with pytest.raises(
+            ValueError, match=r"other settings \(epochs = 3 there, 5 here; eps = 0.6 there, 0.5 here|eps = 0.6 there"
+        ):
             run_study("table6", replace(TINY, epochs=5, eps=0.5), [1], tmp_path, measure=pretend())
         study_path("table6", tmp_path).with_suffix(".json").unlink()
         with pytest.raises(ValueError, match="no ablation_table6.json beside it"):
@@ -259,7 +354,8 @@ class TestMeasure:
             (folder / "config.json").write_text(json.dumps(asdict(config)))
             (folder / "resume.safetensors").write_text("")
             return SimpleNamespace(history=[{"epoch": 0}])
-        monkeypatch.setattr(ablation, "train", train)
+
+        monkeypatch.setattr(sweeps, "train", train)
         return calls
 
     def test_the_folder_goes_unless_kept(self, tmp_path, fake_train):
@@ -291,17 +387,24 @@ class TestRows:
         rows, _ = run_study("table5", TINY, [1], tmp_path, measure=pretend())
         path, dropped = study_path("table5", tmp_path), COLUMNS.index("mixed_mAP")
         lines = [line.split(",") for line in path.read_text().splitlines()]
-        path.write_text("\n".join(",".join(cell for i, cell in enumerate(line) if i != dropped) for line in lines) + "\n")
+        path.write_text(
+            "\n".join(",".join(cell for i, cell in enumerate(line) if i != dropped) for line in lines) + "\n"
+        )
         assert read_rows(path) == [row | {"mixed_mAP": None} for row in rows]
 
     def test_seconds_are_those_of_all_stages_also_of_a_continued_run(self):
-        history = [{"epoch": 0, "mAP": 0.1, "rank1": 0.1, "seconds": {"evaluate": 2}}, {"epoch": 1, "mAP": 0.2, "rank1": 0.2, "seconds": {"train": 3, "evaluate": 1.5}}]
+        history = [
+            {"epoch": 0, "mAP": 0.1, "rank1": 0.1, "seconds": {"evaluate": 2}},
+            {"epoch": 1, "mAP": 0.2, "rank1": 0.2, "seconds": {"train": 3, "evaluate": 1.5}},
+        ]
         assert result_row(Run("total", 1, TINY), history)["seconds"] == 6.5
 
 
 class TestReport:
     def test_table_has_both_columns_and_dashes(self, tmp_path):
-        rows, _ = run_study("table4", TINY, [1, 2, 3], tmp_path, measure=pretend(fail={("total", s) for s in (1, 2, 3)}))
+        rows, _ = run_study(
+            "table4", TINY, [1, 2, 3], tmp_path, measure=pretend(fail={("total", s) for s in (1, 2, 3)})
+        )
         table = markdown_table("table4", TINY, rows).splitlines()
         assert "| baseline | 55.8 | 75.3 | 52.0 ± 1.0 | 80.0 ± 0.0 | 41.6 ± 0.8 | 54.0 ± 1.0 | 3 |" in table
         assert "| total | 78.8 | 90.9 | - | - | - | - | 0 |" in table
@@ -312,7 +415,9 @@ class TestReport:
         config = recipe_for(study)
         rows, _ = run_study(study, config, [1, 2], tmp_path, measure=pretend())
         figure = draw(study, config, rows)
-        points = np.concatenate([line.get_xdata() if study != "figure4" else line.get_ydata() for line in figure.axes[0].lines])
+        points = np.concatenate(
+            [line.get_xdata() if study != "figure4" else line.get_ydata() for line in figure.axes[0].lines]
+        )
         assert {51.0, 52.0} <= set(np.round(np.asarray(points, float), 6))
         figure.savefig(tmp_path / "f.png")
 
@@ -328,7 +433,9 @@ class TestCommand:
         return said
 
     def test_words(self):
-        arguments, config = parse_ablate(["table5", "--recipe", "quick", "--seeds", "4", "5", "--balance", "off", "--weights", "none", "--out", "x"])
+        arguments, config = parse_ablate(
+            ["table5", "--recipe", "quick", "--seeds", "4", "5", "--balance", "off", "--weights", "none", "--out", "x"]
+        )
         assert (arguments.study, arguments.seeds, arguments.out, arguments.keep) == ("table5", (4, 5), "x", False)
         assert config == replace(RECIPES["quick"], balance="off", weights=None)
         arguments, config = parse_ablate(["table4"])
@@ -345,7 +452,11 @@ class TestCommand:
         self.refused(capsys, [])
         self.refused(capsys, ["table4", "--recipe", "tin"], "did you mean 'tiny'")
         self.refused(capsys, ["table4", "--seed", "3"])
-        self.refused(capsys, ["table4", "--recipe", "small", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"], "nowhere")
+        self.refused(
+            capsys,
+            ["table4", "--recipe", "small", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"],
+            "nowhere",
+        )
         assert not (tmp_path / "out").exists()
 
     def test_several_processes_are_refused(self, capsys, monkeypatch, tmp_path):
@@ -355,12 +466,22 @@ class TestCommand:
     def test_a_failed_run_is_named_at_the_end(self, capsys, monkeypatch, tmp_path):
         stand_in = pretend(fail={("4", 1)})
         monkeypatch.setattr(ablation, "run_study", lambda *a, **k: run_study(*a, measure=stand_in, **k))
-        said = self.refused(capsys, ["table6", *SMALL, "--seeds", "1", "--out", tmp_path], "these runs failed", "4, seed 1: RuntimeError: out of memory")
-        assert "| 8 | 79.6 |" in said.out and (tmp_path / "ablation_table6.md").exists() and (tmp_path / "ablation_table6.png").exists()
+        said = self.refused(
+            capsys,
+            ["table6", *SMALL, "--seeds", "1", "--out", tmp_path],
+            "these runs failed",
+            "4, seed 1: RuntimeError: out of memory",
+        )
+        assert (
+            "| 8 | 79.6 |" in said.out
+            and (tmp_path / "ablation_table6.md").exists()
+            and (tmp_path / "ablation_table6.png").exists()
+        )
 
     def test_ctrl_c(self, capsys, monkeypatch, tmp_path):
         def stops(*_, **__):
             raise KeyboardInterrupt
+
         monkeypatch.setattr(ablation, "run_study", stops)
         with pytest.raises(SystemExit) as stop:
             ablate_command(["table6", *SMALL, "--out", str(tmp_path)])
@@ -372,13 +493,21 @@ class TestCommand:
         path = study_path("table6", tmp_path)
         rows, text = read_rows(path), path.read_text()
         assert text.splitlines()[0] == ",".join(COLUMNS) and [r["setting"] for r in rows] == ["2", "4", "8"]
-        assert all(0 <= r["mAP"] <= 1 and r["clusters"] >= 2 and r["seconds"] > 0 and r["best_mAP"] >= r["mAP"] for r in rows)
-        assert sorted(p.name for p in tmp_path.iterdir()) == [f"ablation_table6.{end}" for end in ("csv", "json", "md", "png")]
+        assert all(
+            0 <= r["mAP"] <= 1 and r["clusters"] >= 2 and r["seconds"] > 0 and r["best_mAP"] >= r["mAP"] for r in rows
+        )
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            f"ablation_table6.{end}" for end in ("csv", "json", "md", "png")
+        ]
         assert "epoch" not in capsys.readouterr().out.split("**table6")[0], "what a run prints is hidden"
         ablate_command([*words, "--keep"])
         assert path.read_text() == text and not (tmp_path / "runs").exists()
 
 
 def test_importing_starts_nothing():
-    done = subprocess.run([sys.executable, "-c", "import affscl.ablation, sys; print('matplotlib.pyplot' in sys.modules)"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import affscl.studies.ablation, sys; print('matplotlib.pyplot' in sys.modules)"],
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == "False", done.stderr

@@ -1,4 +1,5 @@
 """Chapter 11: two datasets as one, their labels and batches, against naive loops; target pids never matter."""
+
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,25 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affscl.adaptation import (
-    MODES,
-    SOURCE,
-    SOURCES,
-    TARGET,
-    AdaptationOptions,
-    check_adaptation_options,
-    check_domains,
-    join_domains,
-    joint_batches,
-    joint_labeller,
-    joint_labels,
-)
-from affscl.batches import BatchOptions, ImageStore, pk_batches, train_loader
-from affscl.clustering import require_clusters
-from affscl.datasets import Dataset, Sample, load_dataset
-from affscl.losses import LossOptions, make_criterion
-from affscl.network import AFF, Output, extract
-from affscl.synthetic import make_dataset
+from affscl.criteria.factory import LossOptions, make_criterion
+from affscl.data.datasets import Dataset, Sample, load_dataset
+from affscl.data.domains import SOURCE, TARGET, check_domains, join_domains
+from affscl.data.sampling import joint_batches, pk_batches
+from affscl.data.store import ImageStore
+from affscl.data.synthetic import make_dataset
+from affscl.labels.clustering import require_clusters
+from affscl.labels.labellers import joint_labeller, joint_labels
+from affscl.model.extraction import extract
+from affscl.model.network import AFF, Output
+from affscl.training.config import MODES, SOURCES, AdaptationOptions, BatchOptions, check_adaptation_options
+from affscl.training.loading import train_loader
 
 
 def people(folder, pids, cams, each=2):
@@ -37,12 +31,19 @@ def people(folder, pids, cams, each=2):
 
 
 def source_world():
-    return Dataset("inside", Path("/data/a"), people("/data/a/train", [3, 7, 40], [1, 2]), people("/data/a/q", [900], [1]), [])
+    return Dataset(
+        "inside", Path("/data/a"), people("/data/a/train", [3, 7, 40], [1, 2]), people("/data/a/q", [900], [1]), []
+    )
 
 
 def target_world():
-    return Dataset("outside", Path("/data/b"), people("/data/b/train", range(1, 5), [1, 2, 3]),
-                   people("/data/b/q", [20], [4]), people("/data/b/g", [0, 20, 77], [4, 5]))
+    return Dataset(
+        "outside",
+        Path("/data/b"),
+        people("/data/b/train", range(1, 5), [1, 2, 3]),
+        people("/data/b/q", [20], [4]),
+        people("/data/b/g", [0, 20, 77], [4, 5]),
+    )
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def joined():
 
 class Secret:
     """A target sample whose pid nobody may look at."""
+
     path, camid, domain = "secret.jpg", 1, TARGET
 
     @property
@@ -60,6 +62,7 @@ class Secret:
 
 
 # --- join_domains ------------------------------------------------------------------------------------------------
+
 
 def test_source_first_target_untouched(joined):
     source, target = source_world(), target_world()
@@ -74,17 +77,31 @@ def test_source_first_target_untouched(joined):
 def test_numbers_are_moved_beyond_all_of_the_targets(joined, field):
     source, target = source_world(), target_world()
     held = {getattr(s, field) for s in [*target.train, *target.query, *target.gallery]}
-    moved = [getattr(s, field) for s in joined.train[:len(source.train)]]
+    moved = [getattr(s, field) for s in joined.train[: len(source.train)]]
     assert min(moved) == max(held) + 1
-    assert {m - getattr(s, field) for m, s in zip(moved, source.train)} == {min(moved) - min(getattr(s, field) for s in source.train)}
+    assert {m - getattr(s, field) for m, s in zip(moved, source.train)} == {
+        min(moved) - min(getattr(s, field) for s in source.train)
+    }
 
 
 @settings(deadline=None, max_examples=60)
-@given(mine=st.lists(st.integers(-3, 50), min_size=2, unique=True), theirs=st.lists(st.none() | st.integers(-3, 50), min_size=1),
-       my_cams=st.lists(st.none() | st.integers(0, 9), min_size=1), their_cams=st.lists(st.none() | st.integers(0, 9), min_size=1))
+@given(
+    mine=st.lists(st.integers(-3, 50), min_size=2, unique=True),
+    theirs=st.lists(st.none() | st.integers(-3, 50), min_size=1),
+    my_cams=st.lists(st.none() | st.integers(0, 9), min_size=1),
+    their_cams=st.lists(st.none() | st.integers(0, 9), min_size=1),
+)
 def test_never_collide(mine, theirs, my_cams, their_cams):
-    source = Dataset("s", Path("/data/a"), [Sample(f"/data/a/{i}", p, my_cams[i % len(my_cams)]) for i, p in enumerate(mine)], [], [])
-    target = Dataset("t", Path("/data/b"), [Sample(f"/data/b/{i}", p, their_cams[i % len(their_cams)]) for i, p in enumerate(theirs)], [], [])
+    source = Dataset(
+        "s", Path("/data/a"), [Sample(f"/data/a/{i}", p, my_cams[i % len(my_cams)]) for i, p in enumerate(mine)], [], []
+    )
+    target = Dataset(
+        "t",
+        Path("/data/b"),
+        [Sample(f"/data/b/{i}", p, their_cams[i % len(their_cams)]) for i, p in enumerate(theirs)],
+        [],
+        [],
+    )
     joined = join_domains(source, target)
     assert [s.camid is None for s in joined.train] == [s.camid is None for s in source.train + target.train]
     for field in ("pid", "camid"):
@@ -101,7 +118,10 @@ def test_same_root_is_refused():
 def test_a_shared_file_is_refused(split):
     target = target_world()
     setattr(target, split, [*getattr(target, split), Sample("/data/a/train/../train/7_c1_0.jpg", 1, 1)])
-    with pytest.raises(ValueError, match="1 of 12 training crops of the source inside also belong to the target outside, /data/a/train/7_c1_0.jpg"):
+    with pytest.raises(
+        ValueError,
+        match="1 of 12 training crops of the source inside also belong to the target outside, /data/a/train/7_c1_0.jpg",
+    ):
         join_domains(source_world(), target)
 
 
@@ -118,7 +138,9 @@ def test_a_link_to_the_targets_file_is_refused(tmp_path):
 def test_source_without_labels_is_refused():
     source = source_world()
     source.train[4:6] = [s._replace(pid=None) for s in source.train[4:6]]
-    with pytest.raises(ValueError, match=r"inside has no pid for 2 of 12 training crops, /data/a/train/7_c1_0.jpg first.*pattern"):
+    with pytest.raises(
+        ValueError, match=r"inside has no pid for 2 of 12 training crops, /data/a/train/7_c1_0.jpg first.*pattern"
+    ):
         join_domains(source, target_world())
 
 
@@ -141,11 +163,23 @@ def test_target_pids_may_be_unknown():
 
 @pytest.mark.parametrize("field, value", [("pid", 3), ("camid", 3)])
 def test_check_domains(field, value):
-    fine = [Sample("a", 1, 1, 0), Sample("b", 2, 2, 1), Sample("c", None, None, 0), Sample("d", None, None, 1), Sample("e", 1, 1, 0)]
+    fine = [
+        Sample("a", 1, 1, 0),
+        Sample("b", 2, 2, 1),
+        Sample("c", None, None, 0),
+        Sample("d", None, None, 1),
+        Sample("e", 1, 1, 0),
+    ]
     check_domains(fine)
     check_domains([])
     with pytest.raises(ValueError, match=f"{field} 3 in more than one domain"):
-        check_domains([*fine, Sample("x", 10, 10, 0)._replace(**{field: value}), Sample("y", 11, 11, 1)._replace(**{field: value})])
+        check_domains(
+            [
+                *fine,
+                Sample("x", 10, 10, 0)._replace(**{field: value}),
+                Sample("y", 11, 11, 1)._replace(**{field: value}),
+            ]
+        )
 
 
 def test_check_domains_names_some_of_many():
@@ -154,6 +188,7 @@ def test_check_domains_names_some_of_many():
 
 
 # --- joint_labels ------------------------------------------------------------------------------------------------
+
 
 def naive_labels(samples, target_labels):
     names = sorted({s.pid for s in samples if s.domain == SOURCE})
@@ -165,7 +200,11 @@ def naive_labels(samples, target_labels):
 
 
 @settings(deadline=None, max_examples=60)
-@given(domains=st.lists(st.sampled_from([SOURCE, TARGET]), max_size=30), seed=st.integers(0, 999), kind=st.sampled_from([list, np.array, torch.tensor]))
+@given(
+    domains=st.lists(st.sampled_from([SOURCE, TARGET]), max_size=30),
+    seed=st.integers(0, 999),
+    kind=st.sampled_from([list, np.array, torch.tensor]),
+)
 def test_equals_naive_labels_in_any_order(domains, seed, kind):
     rng = np.random.default_rng(seed)
     samples = [Sample("", 10, None, SOURCE), Sample("", 4, None, SOURCE)]
@@ -185,7 +224,11 @@ def test_target_pids_are_never_read():
     samples = [*people("a", [5, 3], [1])]
     samples = [s._replace(domain=SOURCE) for s in samples] + [Secret()] * 5
     labeller = joint_labeller(samples, lambda features, epoch: np.array([0, 0, 1, 1, -1]))
-    assert labeller(torch.zeros(9, 2), 1).tolist() == joint_labels(samples, [0, 0, 1, 1, -1]).tolist() == [1, 1, 0, 0, 2, 2, 3, 3, -1]
+    assert (
+        labeller(torch.zeros(9, 2), 1).tolist()
+        == joint_labels(samples, [0, 0, 1, 1, -1]).tolist()
+        == [1, 1, 0, 0, 2, 2, 3, 3, -1]
+    )
 
 
 def test_shuffled_target_pids_change_nothing():
@@ -209,13 +252,16 @@ def test_wrong_number_of_target_labels(joined, target_labels):
         joint_labels(joined.train, target_labels)
 
 
-@pytest.mark.parametrize("pids, message", [([None, 3], "has no pid for 1 of 2"), ([3, 3], "shows 1 person in 2"), ([], "shows 0 persons")])
+@pytest.mark.parametrize(
+    "pids, message", [([None, 3], "has no pid for 1 of 2"), ([3, 3], "shows 1 person in 2"), ([], "shows 0 persons")]
+)
 def test_labels_need_a_labelled_source(pids, message):
     with pytest.raises(ValueError, match=f"source {message}"):
         joint_labels([Sample("", pid, None, SOURCE) for pid in pids] + [Sample("")], [0])
 
 
 # --- joint_labeller ----------------------------------------------------------------------------------------------
+
 
 def test_labeller_shows_the_clusterer_the_targets_rows_only():
     domains = [SOURCE, TARGET, TARGET, SOURCE, TARGET, SOURCE]
@@ -245,6 +291,7 @@ def test_source_classes_hide_missing_clusters_unless_the_target_is_asked(joined)
 
 
 # --- joint_batches -----------------------------------------------------------------------------------------------
+
 
 def world_of(rng, n=120, people=9, cams=4):
     domains = rng.permutation(np.repeat([SOURCE, TARGET], n // 2))
@@ -294,14 +341,24 @@ def test_each_process_gets_both_domains(world):
             assert domains[part].tolist() == [SOURCE] * (16 // world) + [TARGET] * (16 // world)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(p=5), "p=5: must be even"), (dict(p=1), "p=1: must be even"), (dict(p=0), "p is 0"), (dict(world=5), "16 crops, which do not divide among 5"),
-    (dict(domains=np.full(120, SOURCE)), r"no target sample \(domain 0\) among 120"), (dict(domains=np.full(120, TARGET)), "no source sample"),
-    (dict(labels=np.full(120, -1)), "no labelled sample"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(p=5), "p=5: must be even"),
+        (dict(p=1), "p=1: must be even"),
+        (dict(p=0), "p is 0"),
+        (dict(world=5), "16 crops, which do not divide among 5"),
+        (dict(domains=np.full(120, SOURCE)), r"no target sample \(domain 0\) among 120"),
+        (dict(domains=np.full(120, TARGET)), "no source sample"),
+        (dict(labels=np.full(120, -1)), "no labelled sample"),
+    ],
+)
 def test_impossible_batches(change, message):
     labels, domains, camids = world_of(np.random.default_rng(5))
-    given = dict(labels=labels, domains=domains, camids=camids, p=8, k=4, iterations=2, rng=np.random.default_rng(0)) | change
+    given = (
+        dict(labels=labels, domains=domains, camids=camids, p=8, k=4, iterations=2, rng=np.random.default_rng(0))
+        | change
+    )
     with pytest.raises(ValueError, match=message):
         joint_batches(**given)
 
@@ -315,19 +372,38 @@ def test_domains_without_clusters_are_refused():
 
 # --- options -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("fine", [dict(), *(dict(source=name) for name in SOURCES), dict(source="dukemtmc", adapt="pretrain"), dict(source="dukemtmc", adapt="source"),
-                                  dict(source="synthetic", source_look=3, source_seed=9, source_data="worlds", domain_norm=False)])
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        dict(),
+        *(dict(source=name) for name in SOURCES),
+        dict(source="dukemtmc", adapt="pretrain"),
+        dict(source="dukemtmc", adapt="source"),
+        dict(source="synthetic", source_look=3, source_seed=9, source_data="worlds", domain_norm=False),
+    ],
+)
 def test_valid_options(fine):
     check_adaptation_options(AdaptationOptions(**fine))
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(source="market", source_data="x"), "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, folder, synthetic"),
-    (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain, source"),
-    (dict(source_data="x"), "source_data='x' is about a source, and there is none"), (dict(source_look=2), "leave source_look at 1"),
-    (dict(source_seed=2), "source_seed=2 is about"), (dict(adapt="pretrain"), "leave adapt at 'joint'"), (dict(domain_norm=False), "leave domain_norm at True"),
-    (dict(source="synthetic", source_look=-1), "source_look=-1: must not be negative"), (dict(source="dukemtmc", source_seed=1), "the source is 'dukemtmc'"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (
+            dict(source="market", source_data="x"),
+            "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, folder, synthetic",
+        ),
+        (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain, source"),
+        (dict(source_data="x"), "source_data='x' is about a source, and there is none"),
+        (dict(source_look=2), "leave source_look at 1"),
+        (dict(source_seed=2), "source_seed=2 is about"),
+        (dict(adapt="pretrain"), "leave adapt at 'joint'"),
+        (dict(domain_norm=False), "leave domain_norm at True"),
+        (dict(source="synthetic", source_look=-1), "source_look=-1: must not be negative"),
+        (dict(source="dukemtmc", source_seed=1), "the source is 'dukemtmc'"),
+    ],
+)
 def test_invalid_options(wrong, message):
     with pytest.raises(ValueError, match=message):
         check_adaptation_options(AdaptationOptions(**wrong))
@@ -335,9 +411,13 @@ def test_invalid_options(wrong, message):
 
 def test_every_problem_has_a_line():
     with pytest.raises(ValueError) as caught:
-        check_adaptation_options(AdaptationOptions(source_data="x", source_look=-1, source_seed=4, adapt="both", domain_norm=False))
+        check_adaptation_options(
+            AdaptationOptions(source_data="x", source_look=-1, source_seed=4, adapt="both", domain_norm=False)
+        )
     lines = str(caught.value).splitlines()
-    assert all(any(line.startswith(f"{f.name}=") for line in lines) for f in fields(AdaptationOptions) if f.name != "source")
+    assert all(
+        any(line.startswith(f"{f.name}=") for line in lines) for f in fields(AdaptationOptions) if f.name != "source"
+    )
 
 
 def test_p_is_checked_where_the_settings_hold_it():
@@ -350,6 +430,7 @@ def test_p_is_checked_where_the_settings_hold_it():
 
 
 # --- with the parts of other chapters ----------------------------------------------------------------------------
+
 
 def test_statistics_of_each_domain_equal_the_naive_loop():
     torch.manual_seed(0)
@@ -379,13 +460,18 @@ def test_memories_have_a_row_for_each_class_and_each_cluster(joined):
 
 
 def test_two_joint_steps(tmp_path):
-    worlds = [load_dataset("market1501", make_dataset(tmp_path / f"look{look}", 8, 2, look=look, size=(64, 32))) for look in (1, 0)]
+    worlds = [
+        load_dataset("market1501", make_dataset(tmp_path / f"look{look}", 8, 2, look=look, size=(64, 32)))
+        for look in (1, 0)
+    ]
     train = join_domains(*worlds).train
     store, domains = ImageStore(train, 64, 32, cache=tmp_path, progress=False), torch.tensor([s.domain for s in train])
     truth = np.unique([s.pid for s in train if s.domain == TARGET], return_inverse=True)[1]  # perfect clusters
     model, options = AFF("resnet10", height=64, width=32, domains=2), BatchOptions(p=4, k=2, pad=3)
     before = [p.clone() for p in model.parameters()]
-    features = torch.cat([extract(model, store.batch(np.flatnonzero(domains == d)), domain=d) for d in (SOURCE, TARGET)])
+    features = torch.cat(
+        [extract(model, store.batch(np.flatnonzero(domains == d)), domain=d) for d in (SOURCE, TARGET)]
+    )
     labels = joint_labeller(train, lambda features, epoch: truth)(features, 1)
     criterion, optimizer = make_criterion(LossOptions(), features, labels), torch.optim.Adam(model.parameters())
     batches = joint_batches(labels, domains, [s.camid for s in train], 4, 2, 2, np.random.default_rng(0))

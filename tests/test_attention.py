@@ -1,11 +1,12 @@
 """Attention against the equations written as einsum and loops, gradients, invariances, layouts, refusals."""
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from affscl.attention import CAM, CASAM, ChannelMLP, MaxPool, SplitAttention
+from affscl.model.attention import CAM, CASAM, ChannelMLP, MaxPool, SplitAttention
 
 MODULES = {
     "cam": lambda c: CAM(c, 4),
@@ -146,14 +147,17 @@ def test_no_biases_in_the_equations_modules():
     assert sum(p.numel() for p in SplitAttention(2048).parameters()) == 3_150_848
 
 
-@pytest.mark.parametrize("build, words", [
-    (lambda: ChannelMLP(8, 9), ("reduction=9", "8 channels", "1 to 8")),
-    (lambda: CAM(8, 0), ("reduction=0",)),
-    (lambda: CAM(8, 2, fusion="add"), ("'add'", "multiply", "residual")),
-    (lambda: CASAM(8, 2, fusion="sum"), ("'sum'", "multiply", "residual")),
-    (lambda: CASAM(8, 2, kernel_size=6), ("kernel_size=6", "odd")),
-    (lambda: SplitAttention(5), ("5 channels", "halves")),
-])
+@pytest.mark.parametrize(
+    "build, words",
+    [
+        (lambda: ChannelMLP(8, 9), ("reduction=9", "8 channels", "1 to 8")),
+        (lambda: CAM(8, 0), ("reduction=0",)),
+        (lambda: CAM(8, 2, fusion="add"), ("'add'", "multiply", "residual")),
+        (lambda: CASAM(8, 2, fusion="sum"), ("'sum'", "multiply", "residual")),
+        (lambda: CASAM(8, 2, kernel_size=6), ("kernel_size=6", "odd")),
+        (lambda: SplitAttention(5), ("5 channels", "halves")),
+    ],
+)
 def test_mistakes_are_named(build, words):
     with pytest.raises(ValueError) as caught:
         build()

@@ -1,4 +1,5 @@
 """Chapter 02: the store, the augmentation, P x K batches and the loader, against naive versions and injected faults."""
+
 import io
 import os
 import pickle
@@ -14,28 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import affscl.batches
-from affscl.batches import (
-    ATTEMPTS,
-    DRAWS,
-    MEAN,
-    PART,
-    STD,
-    BatchOptions,
-    ImageStore,
-    augment,
-    cache_folder,
-    camera_codes,
-    cluster_turns,
-    erase_boxes,
-    instances,
-    load_crop,
-    moved,
-    normalise,
-    pk_batches,
-    train_loader,
-)
-from affscl.datasets import Sample
+import affscl.data.store
+from affscl.data.augmentation import ATTEMPTS, DRAWS, MEAN, STD, augment, erase_boxes, moved, normalise
+from affscl.data.datasets import Sample
+from affscl.data.sampling import camera_codes, cluster_turns, instances, pk_batches
+from affscl.data.store import PART, ImageStore, cache_folder
+from affscl.training.config import BatchOptions
+from affscl.training.loading import train_loader
 
 SIZES = [(48, 24), (80, 31), (20, 20), (64, 32)]
 
@@ -96,7 +82,7 @@ class TestImageStore:
 
     def test_built_once_as_long_as_nothing_changes(self, samples, cache, monkeypatch):
         first = ImageStore(samples, 40, 20, cache)
-        monkeypatch.setattr(affscl.batches, "load_crop", lambda *_: pytest.fail("decoded again"))
+        monkeypatch.setattr(affscl.data.store, "load_crop", lambda *_: pytest.fail("decoded again"))
         second = ImageStore(samples, 40, 20, str(cache))
         assert second.path == first.path and torch.equal(second.batch([5]), first.batch([5]))
 
@@ -115,8 +101,13 @@ class TestImageStore:
         assert ImageStore(samples, 40, 20, cache).path != old.path
 
     def test_other_sizes_and_other_lists_live_side_by_side(self, samples, cache):
-        stores = [ImageStore(samples, 40, 20, cache), ImageStore(samples, 20, 40, cache), ImageStore(samples, 20, 10, cache),
-                  ImageStore(samples[:5], 40, 20, cache), ImageStore(samples[::-1], 40, 20, cache)]
+        stores = [
+            ImageStore(samples, 40, 20, cache),
+            ImageStore(samples, 20, 40, cache),
+            ImageStore(samples, 20, 10, cache),
+            ImageStore(samples[:5], 40, 20, cache),
+            ImageStore(samples[::-1], 40, 20, cache),
+        ]
         assert len({s.path for s in stores}) == len(list(cache.iterdir())) == 5
 
     def test_ids_are_no_part_of_the_store(self, samples, cache):
@@ -140,7 +131,7 @@ class TestImageStore:
                 raise fault
             return real(path, height, width)
 
-        monkeypatch.setattr(affscl.batches, "try_crop", interrupted)
+        monkeypatch.setattr(affscl.data.store, "try_crop", interrupted)
         with pytest.raises(fault):
             ImageStore(samples, 40, 20, cache)
         assert list(cache.iterdir()) == []
@@ -154,7 +145,7 @@ class TestImageStore:
                 time.sleep(0.05)
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(affscl.batches, "write_part", failing)
+        monkeypatch.setattr(affscl.data.store, "write_part", failing)
         with pytest.raises(OSError, match="No space left"):
             ImageStore(samples * 200, 4, 2, cache, workers=1)
         assert len(seen) < 12 * 200 / PART / 2
@@ -162,7 +153,7 @@ class TestImageStore:
     @pytest.mark.parametrize("part", [1, 5, 12, 100])
     def test_parts_of_any_length_leave_the_same_bytes(self, samples, cache, monkeypatch, part):
         whole = ImageStore(samples, 40, 20, cache / "whole").path.read_bytes()
-        monkeypatch.setattr(affscl.batches, "PART", part)
+        monkeypatch.setattr(affscl.data.store, "PART", part)
         assert ImageStore(samples, 40, 20, cache / "parts", workers=3).path.read_bytes() == whole
 
     def test_few_crops_are_in_memory_at_a_time(self, samples, cache, monkeypatch):
@@ -175,7 +166,7 @@ class TestImageStore:
             assert on_disk >= 128 + 3 * 40 * 20 * (decoded[threading.get_ident()] - 1) - io.DEFAULT_BUFFER_SIZE
             return writing(path, height, width)
 
-        monkeypatch.setattr(affscl.batches, "try_crop", counting)
+        monkeypatch.setattr(affscl.data.store, "try_crop", counting)
         ImageStore(samples * 10, 40, 20, cache, workers=1)
         assert sum(decoded.values()) == 120
 
@@ -223,7 +214,7 @@ class TestImageStore:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(affscl.batches, "write_store", full)
+        monkeypatch.setattr(affscl.data.store, "write_store", full)
         with pytest.raises(OSError, match=r"12 decoded crops \(0.00 GB\).*No space left"):
             ImageStore(samples, 40, 20, cache)
 
@@ -248,13 +239,17 @@ class TestImageStore:
 class TestNormalise:
     def test_formula(self):
         images = random_crops(4)
-        expected = (images.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(STD).double().view(3, 1, 1)
+        expected = (images.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(
+            STD
+        ).double().view(3, 1, 1)
         torch.testing.assert_close(normalise(images).double(), expected, atol=1e-5, rtol=1e-5)
         assert normalise(images).dtype == torch.float32
 
     def test_by_hand(self):
         white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
-        torch.testing.assert_close(normalise(white).flatten(), torch.tensor([2.2489, 2.4286, 2.6400]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            normalise(white).flatten(), torch.tensor([2.2489, 2.4286, 2.6400]), atol=1e-4, rtol=0
+        )
 
     def test_leaves_its_input_alone(self):
         images = random_crops(2)
@@ -335,7 +330,7 @@ class TestAugment:
         draws[:5] = np.nextafter(1, 0)  # the largest numbers a generator gives
         draws[5:10] = 0
         for top, left, high, wide in erase_boxes(draws, height, width):
-            assert 0 <= top and 0 <= left and 0 <= high < height and 0 <= wide < width
+            assert top >= 0 and left >= 0 and 0 <= high < height and 0 <= wide < width
             assert top + high <= height and left + wide <= width
 
     def test_boxes_reach_every_corner(self):
@@ -358,7 +353,9 @@ class TestAugment:
         images = random_crops(6)
         rng = np.random.default_rng(seed)
         rng.bit_generator.advance(first * DRAWS)
-        assert torch.equal(augment(images[first:], rng, pad=3), augment(images, np.random.default_rng(seed), pad=3)[first:])
+        assert torch.equal(
+            augment(images[first:], rng, pad=3), augment(images, np.random.default_rng(seed), pad=3)[first:]
+        )
 
     @pytest.mark.parametrize("pad", [16, 40, -1])
     def test_pad_must_fit(self, pad):
@@ -369,9 +366,17 @@ class TestAugment:
         assert augment(random_crops(200), np.random.default_rng(0), pad=15).isfinite().all()
 
 
-configurations = st.integers(1, 12).flatmap(lambda clusters: st.tuples(
-    st.lists(st.integers(-1, clusters - 1), min_size=1, max_size=60).filter(lambda labels: max(labels) >= 0),
-    st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32), st.integers(1, 4), st.booleans(), st.booleans()))
+configurations = st.integers(1, 12).flatmap(
+    lambda clusters: st.tuples(
+        st.lists(st.integers(-1, clusters - 1), min_size=1, max_size=60).filter(lambda labels: max(labels) >= 0),
+        st.integers(1, 6),
+        st.integers(1, 6),
+        st.integers(0, 2**32),
+        st.integers(1, 4),
+        st.booleans(),
+        st.booleans(),
+    )
+)
 
 
 class TestPkBatches:
@@ -380,7 +385,11 @@ class TestPkBatches:
     def test_the_promises(self, configuration):
         labels, p, k, seed, n_cams, with_cameras, some_unknown = configuration
         rng = np.random.default_rng(seed)
-        camids = [int(c) if c or not some_unknown else None for c in rng.integers(0, n_cams, len(labels))] if with_cameras else None
+        camids = (
+            [int(c) if c or not some_unknown else None for c in rng.integers(0, n_cams, len(labels))]
+            if with_cameras
+            else None
+        )
         labels = np.array(labels)
         sizes = Counter(labels[labels >= 0].tolist())
         batches = pk_batches(labels, camids, p, k, 15, rng)
@@ -416,8 +425,12 @@ class TestPkBatches:
 
     def test_cameras_can_be_ignored(self):
         labels, camids = [0] * 8, [1] * 7 + [2]
-        partners = {on: [camids[a] != camids[b] for a, b in pk_batches(labels, camids, 1, 2, 2000, np.random.default_rng(0), on)]
-                    for on in (True, False)}
+        partners = {
+            on: [
+                camids[a] != camids[b] for a, b in pk_batches(labels, camids, 1, 2, 2000, np.random.default_rng(0), on)
+            ]
+            for on in (True, False)
+        }
         assert np.mean(partners[True]) == 1 and 0.2 < np.mean(partners[False]) < 0.3  # 2/8 by chance
 
     def test_unknown_cameras_are_not_other_cameras(self):
@@ -505,7 +518,9 @@ class TestTrainLoader:
     def test_processes_share_a_batch_exactly(self, parts, world):
         whole = self.tensors(*parts, seed=3, epoch=4)
         shares = [self.tensors(*parts, seed=3, epoch=4, rank=rank, world=world) for rank in range(world)]
-        self.assert_same(whole, [[torch.cat(rows) for rows in zip(*batch, strict=True)] for batch in zip(*shares, strict=True)])
+        self.assert_same(
+            whole, [[torch.cat(rows) for rows in zip(*batch, strict=True)] for batch in zip(*shares, strict=True)]
+        )
 
     def test_seed_epoch_and_iteration_all_matter(self, parts):
         store, labels, batches = parts

@@ -2,6 +2,7 @@
 
 No speed is asserted here: `affscl-bench` measures it.
 """
+
 import ast
 import contextlib
 import csv
@@ -17,16 +18,17 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from affscl import bench, memory
-from affscl.bench import (
-    ROWS, Figure, Peak, Row, alternate, bench_command, crowd, crops_per_second, figure_line, make_step, naive_labels, naive_precision,
-    ranking, recorded, run_row, scaling, table, timed_labels, waiting, write_report,
-)
-from affscl.clustering import pseudo_labels
-from affscl.evaluation import score
-from affscl.jaccard import SEARCHES, nearest
-from affscl.losses import CRITERIA, LossOptions, make_criterion
-from affscl.network import AFF
+from affscl.criteria import memory
+from affscl.criteria.factory import CRITERIA, LossOptions, make_criterion
+from affscl.labels.clustering import pseudo_labels
+from affscl.labels.neighbours import SEARCHES, nearest
+from affscl.model.network import AFF
+from affscl.scores.evaluation import score
+from affscl.studies import bench
+from affscl.studies.bench import ROWS, Row, bench_command, figure_line, run_row, scaling, table, write_report
+from affscl.studies.costs import crops_per_second, make_step, ranking, recorded, timed_labels, waiting
+from affscl.studies.measuring import Peak, alternate, crowd
+from affscl.studies.naive import naive_labels, naive_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,7 +74,9 @@ class TestFigures:
 
 
 class TestNaive:
-    @pytest.mark.parametrize("n, d, noise, k1, k2", [(300, 64, 1.0, 30, 6), (400, 32, 0.7, 12, 3), (200, 16, 1.0, 25, 1)])
+    @pytest.mark.parametrize(
+        "n, d, noise, k1, k2", [(300, 64, 1.0, 30, 6), (400, 32, 0.7, 12, 3), (200, 16, 1.0, 25, 1)]
+    )
     def test_labels(self, n, d, noise, k1, k2):
         x, _ = crowd(n, d, noise)
         ours = pseudo_labels(x, k1=k1, k2=k2)
@@ -119,8 +123,15 @@ class TestRows:
 
     def test_limits_are_those_promised(self):
         """The figures of issue 5; a limit may be tightened, not loosened in passing."""
-        promised = {"labels": {1.35, 400, 100}, "scale": {3000, 1.1}, "evaluation": {0.4, 100}, "step": {1.10, 2},
-                    "input": {2000, 1.7, 3}, "extraction": {1.05}, "precision": {3}}
+        promised = {
+            "labels": {1.35, 400, 100},
+            "scale": {3000, 1.1},
+            "evaluation": {0.4, 100},
+            "step": {1.10, 2},
+            "input": {2000, 1.7, 3},
+            "extraction": {1.05},
+            "precision": {3},
+        }
         for name, limits in promised.items():
             report = json.loads((ROOT / "nbs" / "results" / "bench.json").read_text())["rows"][name]
             assert {f["limit"] for f in report["figures"]} - {None} == limits
@@ -180,7 +191,11 @@ class TestCommand:
 
     def test_json_has_no_nan(self, tmp_path):
         write_report({"a": [math.nan, {"b": math.inf}], "c": 1 / 3, "d": True}, tmp_path / "x.json")
-        assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 0.33333, "d": True}
+        assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == {
+            "a": [None, {"b": None}],
+            "c": 0.33333,
+            "d": True,
+        }
 
     def test_scaling(self, tmp_path):
         scaling(tmp_path / "x.csv", largest=500, say=lambda line: None)
@@ -193,6 +208,7 @@ class TestCommand:
 # --- the step never waits ------------------------------------------------------------------------------------------
 # On the meta device a tensor has a shape and no numbers: whoever asks for a number, as `.item()`, `if tensor`,
 # `int(tensor)` and `.tolist()` do, gets an error, where a GPU would have to finish all its work first.
+
 
 class Counting(TorchDispatchMode):
     """Counts the operations that reach a device."""
@@ -211,7 +227,9 @@ def without_numbers(module):
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
-                part._parameters[name] = nn.Parameter(torch.empty(value.shape, device="meta"), requires_grad=value.requires_grad)
+                part._parameters[name] = nn.Parameter(
+                    torch.empty(value.shape, device="meta"), requires_grad=value.requires_grad
+                )
         for name, value in part._buffers.items():
             if value is not None:
                 part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="meta")
@@ -222,7 +240,9 @@ def operations(criterion="symmetric", batch=8, clusters=10, network=None, **opti
     """Operations of forward, criterion, backward and update, by name."""
     model = without_numbers(AFF("resnet10", height=64, width=32, **(network or {})))
     rows = nn.functional.normalize(torch.randn(clusters, model.dim))
-    judge = without_numbers(make_criterion(LossOptions(criterion=criterion, **options), rows, torch.arange(clusters), [0] * clusters))
+    judge = without_numbers(
+        make_criterion(LossOptions(criterion=criterion, **options), rows, torch.arange(clusters), [0] * clusters)
+    )
     if getattr(judge, "cameras", None) is not None:
         judge.cameras = judge.cameras.to("meta")
     images, targets = torch.empty(batch, 3, 64, 32, device="meta"), torch.zeros(batch, dtype=torch.int64, device="meta")
@@ -240,8 +260,16 @@ def meta(monkeypatch):
 
 
 VARIANTS = [dict(criterion=name) for name in CRITERIA if name != "cluster_contrast"]
-VARIANTS += [dict(balance=kind) for kind in ("both", "features", "memory", "off")] + [dict(hard_reference="hard"), dict(normalise_mean=True), dict(negatives="camera")]
-VARIANTS += [dict(network=dict(layout="table8")), dict(network=dict(pooling="gem", fusion="residual")), dict(network=dict(swapped=True))]
+VARIANTS += [dict(balance=kind) for kind in ("both", "features", "memory", "off")] + [
+    dict(hard_reference="hard"),
+    dict(normalise_mean=True),
+    dict(negatives="camera"),
+]
+VARIANTS += [
+    dict(network=dict(layout="table8")),
+    dict(network=dict(pooling="gem", fusion="residual")),
+    dict(network=dict(swapped=True)),
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -258,8 +286,14 @@ def test_cluster_contrasts_own_rule_is_the_exception(meta):
         operations("cluster_contrast")
 
 
-@pytest.mark.parametrize("bad, why", [(lambda x: x * x.sum().item(), "item"), (lambda x: x if x.sum() > 0 else -x, None),
-                                      (lambda x: torch.stack([row * 2 for row in x.sum(1).tolist()]), None)])
+@pytest.mark.parametrize(
+    "bad, why",
+    [
+        (lambda x: x * x.sum().item(), "item"),
+        (lambda x: x if x.sum() > 0 else -x, None),
+        (lambda x: torch.stack([row * 2 for row in x.sum(1).tolist()]), None),
+    ],
+)
 def test_questions_for_numbers_are_noticed(bad, why):
     with pytest.raises((RuntimeError, NotImplementedError), match=why):
         bad(torch.empty(3, 4, device="meta"))
@@ -281,16 +315,24 @@ ONCE = {"memory_rows", "check_targets", "blend_in_turn", "make_criterion", "came
 @pytest.mark.parametrize("name", ["losses", "memory", "attention"])
 def test_no_word_for_it_in_the_source(name):
     tree = ast.parse((ROOT / "affscl" / f"{name}.py").read_text())
-    asking = [(function.name, call.func.attr) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) and function.name not in ONCE
-              for call in ast.walk(function) if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-              and call.func.attr in {"item", "tolist", "cpu", "numpy"}]
+    asking = [
+        (function.name, call.func.attr)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name not in ONCE
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in {"item", "tolist", "cpu", "numpy"}
+    ]
     assert asking == []
 
 
 def test_make_step_trains():
     torch.manual_seed(0)
     model, order = nn.Linear(4, 1), []
-    step = make_step(model, lambda m: m(torch.ones(1, 4)).square().sum(), lambda: order.append(model.weight.grad.clone()))
+    step = make_step(
+        model, lambda m: m(torch.ones(1, 4)).square().sum(), lambda: order.append(model.weight.grad.clone())
+    )
     before = model.weight.detach().clone()
     step()
     assert order[0].abs().sum() > 0 and not torch.equal(model.weight, before)

@@ -1,4 +1,5 @@
 """The commands, end to end and where a user slips."""
+
 import json
 import os
 import re
@@ -10,11 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from affscl.cli import eval_command, named_recipe, parse_train, train_command
-from affscl.training import RECIPES, read_history
+from affscl.training.cli import eval_command, named_recipe, parse_train, train_command
+from affscl.training.config import RECIPES
+from affscl.training.runs import read_history
 
 BIN = Path(sys.executable).parent
-SHORT = ["tiny", "--world-ids", "24", "--world-cams", "3", "--k1", "10", "--iterations", "3", "--p", "4", "--device", "cpu"]
+SHORT = [
+    "tiny",
+    "--world-ids",
+    "24",
+    "--world-cams",
+    "3",
+    "--k1",
+    "10",
+    "--iterations",
+    "3",
+    "--p",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 def call(*words, **more):
@@ -62,8 +78,12 @@ def test_resume_goes_on(run):
 
 
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
-    process = subprocess.Popen([BIN / "affscl-train", *SHORT, "--epochs", "50", "--out", tmp_path / "run"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [BIN / "affscl-train", *SHORT, "--epochs", "50", "--out", tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("epoch  2"):
             process.send_signal(signal.SIGINT)
@@ -79,7 +99,15 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
 
 def test_help_lists_fields_with_their_comments():
     text = re.sub(r"[\s│]+", " ", call("affscl-train", "small", "--help", env=os.environ | {"COLUMNS": "150"}).stdout)
-    for word in (*RECIPES, "--eps", "--weights", "--resume", "--out", "mobilenet_v2", "rounds of: extract, label, train"):
+    for word in (
+        *RECIPES,
+        "--eps",
+        "--weights",
+        "--resume",
+        "--out",
+        "mobilenet_v2",
+        "rounds of: extract, label, train",
+    ):
         assert word in text
     assert "--rerank" in call("affscl-eval", "--help").stdout
 
@@ -90,7 +118,9 @@ def test_no_recipe_means_quick():
 
 
 def test_fields_override_the_recipe():
-    config, out, _ = parse_train(["market1501", "--eps", "0.5", "--data", "somewhere", "--weights", "none", "--out", "here"])
+    config, out, _ = parse_train(
+        ["market1501", "--eps", "0.5", "--data", "somewhere", "--weights", "none", "--out", "here"]
+    )
     assert (config.eps, config.data, config.weights, config.epochs, out) == (0.5, "somewhere", None, 60, "here")
 
 
@@ -117,7 +147,9 @@ class TestMistakes:
 
     def test_wrong_root(self, capsys, tmp_path):
         (tmp_path / "holiday.jpg").write_text("")
-        self.refused(capsys, ["market1501", "--data", tmp_path, "--weights", "none"], "bounding_box_train", "holiday.jpg")
+        self.refused(
+            capsys, ["market1501", "--data", tmp_path, "--weights", "none"], "bounding_box_train", "holiday.jpg"
+        )
 
     def test_missing_weights(self, capsys, tmp_path):
         self.refused(capsys, [*SHORT, "--weights", tmp_path / "none.pth", "--out", tmp_path / "run"], "none.pth")

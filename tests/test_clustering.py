@@ -1,4 +1,5 @@
 """Pseudo labels against golden values and dense DBSCAN; centroids and reports against naive versions."""
+
 import inspect
 import warnings
 from dataclasses import asdict
@@ -8,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from affscl.clustering import (ClusterOptions, camera_parts, centroids, cluster_report, joined, link_cameras, mutual_pairs, pseudo_labels,
-                               require_clusters)
-from affscl.jaccard import jaccard_distance
+from affscl.labels.clustering import ClusterOptions, centroids, cluster_report, pseudo_labels, require_clusters
+from affscl.labels.jaccard import jaccard_distance
+from affscl.labels.links import camera_parts, joined, link_cameras, mutual_pairs
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jaccard.npz")
 
@@ -28,6 +30,7 @@ def crowd(n, people, noise, seed, d=16):
 
 # --- pseudo labels -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("k1, k2", GOLDEN["ks"].tolist())
 def test_golden_labels(k1, k2):
     for eps, want in zip(GOLDEN["eps"], GOLDEN[f"labels_k{k1}_{k2}"], strict=True):
@@ -37,8 +40,14 @@ def test_golden_labels(k1, k2):
 
 
 @settings(deadline=None, max_examples=40)
-@given(n=st.integers(31, 120), people=st.integers(1, 10), noise=st.floats(0, 2), eps=st.floats(0.1, 0.95),
-       min_samples=st.integers(1, 8), seed=st.integers(0, 999))
+@given(
+    n=st.integers(31, 120),
+    people=st.integers(1, 10),
+    noise=st.floats(0, 2),
+    eps=st.floats(0.1, 0.95),
+    min_samples=st.integers(1, 8),
+    seed=st.integers(0, 999),
+)
 def test_equals_dense_dbscan(n, people, noise, eps, min_samples, seed):
     x, _ = crowd(n, people, noise, seed)
     graph = jaccard_distance(x, 15, 4)
@@ -73,23 +82,35 @@ def test_order_of_samples_does_not_change_clear_clusters():
     assert cluster_report(permuted, labels[order])["ari"] == 1
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(eps=0), "between 0 and 1"), (dict(eps=1.0), "between 0 and 1"), (dict(eps=float("nan")), "between 0 and 1"),
-    (dict(min_samples=0), "min_samples must be at least 1, not 0"), (dict(k1=3), "1 <= k2 <= k1"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(eps=0), "between 0 and 1"),
+        (dict(eps=1.0), "between 0 and 1"),
+        (dict(eps=float("nan")), "between 0 and 1"),
+        (dict(min_samples=0), "min_samples must be at least 1, not 0"),
+        (dict(k1=3), "1 <= k2 <= k1"),
+    ],
+)
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         pseudo_labels(crowd(40, 4, 1, 0)[0], **options)
 
 
 def test_defaults_agree():
-    defaults = {name: p.default for name, p in inspect.signature(pseudo_labels).parameters.items() if name != "features"}
+    defaults = {
+        name: p.default for name, p in inspect.signature(pseudo_labels).parameters.items() if name != "features"
+    }
     options = asdict(ClusterOptions())
     assert defaults.items() <= options.items()
-    assert {name: options[name] for name in options if name not in defaults} == {"camera_links": 0.0, "links_from": 1}, "links are off by default"
+    assert {name: options[name] for name in options if name not in defaults} == {
+        "camera_links": 0.0,
+        "links_from": 1,
+    }, "links are off by default"
 
 
 # --- centroids ---------------------------------------------------------------------------------------------------
+
 
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(1, 60), clusters=st.integers(1, 8), seed=st.integers(0, 999))
@@ -123,6 +144,7 @@ def test_centroids_refuse_other_lengths():
 
 
 # --- the report --------------------------------------------------------------------------------------------------
+
 
 def naive_scores(labels, pids):
     """ARI by looking at every pair, NMI by entropies; each outlier a cluster of its own."""
@@ -184,15 +206,22 @@ def test_single_camera_clusters_are_seen():
 
 # --- too few clusters --------------------------------------------------------------------------------------------
 
+
 def test_two_clusters_will_do():
     require_clusters([0, 1, -1, -1], 0.6, 4)
 
 
-@pytest.mark.parametrize("labels, message", [
-    ([-1] * 9 + [0], "found 1 cluster in 10 samples.*90% of them are outliers: raise eps .now 0.6. or lower min_samples .now 4"),
-    ([-1] * 7, "found 0 clusters in 7 samples.*100% of them are outliers: raise eps"),
-    ([0] * 9 + [-1], "found 1 cluster in 10 samples.*in one cluster: lower eps .now 0.6."),
-])
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (
+            [-1] * 9 + [0],
+            "found 1 cluster in 10 samples.*90% of them are outliers: raise eps .now 0.6. or lower min_samples .now 4",
+        ),
+        ([-1] * 7, "found 0 clusters in 7 samples.*100% of them are outliers: raise eps"),
+        ([0] * 9 + [-1], "found 1 cluster in 10 samples.*in one cluster: lower eps .now 0.6."),
+    ],
+)
 def test_advice(labels, message):
     with pytest.raises(ValueError, match=message):
         require_clusters(labels, 0.6, 4)
@@ -200,10 +229,13 @@ def test_advice(labels, message):
 
 # --- links between cameras ---------------------------------------------------------------------------------------
 
+
 def filmed(people, cams, shift, seed=0, crops=4, d=32):
     """Unit rows of people seen by cameras that each add a vector of their own; true pids, camids, and clusters of one camera."""
     g = torch.Generator().manual_seed(seed)
-    pids, camids = (np.array(x) for x in zip(*[(p, c) for p in range(people) for c in range(cams) for _ in range(crops)]))
+    pids, camids = (
+        np.array(x) for x in zip(*[(p, c) for p in range(people) for c in range(cams) for _ in range(crops)])
+    )
     x = torch.randn(people, d, generator=g)[pids] + shift * torch.randn(cams, d, generator=g)[camids]
     x = torch.nn.functional.normalize(x + 0.2 * torch.randn(x.shape, generator=g))
     return x, pids, camids, pids * cams + camids
@@ -213,8 +245,15 @@ def csls_by_hand(x, y, k):
     """Equation 4 a number at a time, and the pairs that choose each other."""
     cosine = (x @ y.T).numpy().astype(float)
     k = min(k, *cosine.shape)
-    s = np.array([[2 * cosine[i, j] - np.sort(cosine[i])[-k:].mean() - np.sort(cosine[:, j])[-k:].mean() for j in range(len(y))]
-                  for i in range(len(x))])
+    s = np.array(
+        [
+            [
+                2 * cosine[i, j] - np.sort(cosine[i])[-k:].mean() - np.sort(cosine[:, j])[-k:].mean()
+                for j in range(len(y))
+            ]
+            for i in range(len(x))
+        ]
+    )
     return {(i, s[i].argmax()): s[i].max() for i in range(len(x)) if s[:, s[i].argmax()].argmax() == i}
 
 
@@ -251,7 +290,10 @@ def test_share_takes_the_best_first_and_none_is_none():
     x, pids, camids, labels = filmed(40, 2, shift=2, seed=3)
     found = [link_cameras(x, labels, camids, share) for share in (0, 0.25, 0.5, 1)]
     assert (found[0] == labels).all()
-    pairs = [{frozenset(np.unique(labels[l == g])) for g in np.unique(l) if len(np.unique(labels[l == g])) > 1} for l in found]
+    pairs = [
+        {frozenset(np.unique(labels[l == g])) for g in np.unique(l) if len(np.unique(labels[l == g])) > 1}
+        for l in found
+    ]
     assert pairs[1] < pairs[2] < pairs[3], "a larger share only adds"
 
 
@@ -284,7 +326,9 @@ def test_parts_are_centred_for_each_camera():
         assert torch.allclose(centres[camera == c], torch.nn.functional.normalize(own - own.mean(0)), atol=1e-5)
 
 
-@pytest.mark.parametrize("camids, share, message", [([1, None], 0.5, "some are unknown"), ([1, 2], 1.5, "between 0 and 1")])
+@pytest.mark.parametrize(
+    "camids, share, message", [([1, None], 0.5, "some are unknown"), ([1, 2], 1.5, "between 0 and 1")]
+)
 def test_impossible_links(camids, share, message):
     with pytest.raises(ValueError, match=message):
         link_cameras(torch.eye(2), np.array([0, 1]), camids, share)

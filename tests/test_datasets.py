@@ -1,4 +1,5 @@
 """Chapter 00: every layout on a tree of a few crops, and every mistake with its message."""
+
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from affscl.datasets import (
+from affscl.data.datasets import (
     Dataset,
     Sample,
     folder_samples,
@@ -24,7 +25,10 @@ MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c3s1_000551_00.jpg", "0007_c6s4_000001_01.png"],
     "query": ["0001_c2s1_000301_00.jpg", "0003_c1s1_000002_00.jpg"],
     "bounding_box_test": [
-        "-1_c1s1_000401_03.jpg", "0000_c2s1_000011_01.jpg", "0001_c4s1_000001_00.jpg", "0003_c3s1_000001_00.jpg",
+        "-1_c1s1_000401_03.jpg",
+        "0000_c2s1_000011_01.jpg",
+        "0001_c4s1_000001_00.jpg",
+        "0003_c3s1_000001_00.jpg",
     ],
 }
 DUKE = {
@@ -53,11 +57,17 @@ class TestMarketLayout:
         root = tree(tmp_path / "Market-1501-v15.09.15", MARKET)
         data = load_dataset("market1501", root)
         assert ids(data.train) == [
-            ("0002_c1s1_000451_03.jpg", 2, 1), ("0002_c3s1_000551_00.jpg", 2, 3), ("0007_c6s4_000001_01.png", 7, 6)]
+            ("0002_c1s1_000451_03.jpg", 2, 1),
+            ("0002_c3s1_000551_00.jpg", 2, 3),
+            ("0007_c6s4_000001_01.png", 7, 6),
+        ]
         assert ids(data.query) == [("0001_c2s1_000301_00.jpg", 1, 2), ("0003_c1s1_000002_00.jpg", 3, 1)]
         # junk (-1) goes, the distractor (0) stays
         assert ids(data.gallery) == [
-            ("0000_c2s1_000011_01.jpg", 0, 2), ("0001_c4s1_000001_00.jpg", 1, 4), ("0003_c3s1_000001_00.jpg", 3, 3)]
+            ("0000_c2s1_000011_01.jpg", 0, 2),
+            ("0001_c4s1_000001_00.jpg", 1, 4),
+            ("0003_c3s1_000001_00.jpg", 3, 3),
+        ]
         assert data.name == "market1501" and data.root == root
         assert all(s.domain == 0 and Path(s.path).is_file() for s in data.train + data.query + data.gallery)
 
@@ -68,7 +78,12 @@ class TestMarketLayout:
         monkeypatch.setenv("AFFSCL_DATA", str(tmp_path))
         environment = load_dataset("market1501")
         for other in (parent, environment):
-            assert (other.root, other.train, other.query, other.gallery) == (own.root, own.train, own.query, own.gallery)
+            assert (other.root, other.train, other.query, other.gallery) == (
+                own.root,
+                own.train,
+                own.query,
+                own.gallery,
+            )
 
     def test_argument_wins_over_environment(self, tmp_path, monkeypatch):
         monkeypatch.setenv("AFFSCL_DATA", str(tmp_path / "nowhere"))
@@ -90,12 +105,23 @@ class TestMarketLayout:
         data = load_dataset("dukemtmc", tree(tmp_path / "DukeMTMC-reID", DUKE).parent)
         assert ids(data.gallery) == [("0005_c5_f0051341.jpg", 5, 5), ("7139_c8_f0000001.jpg", 7139, 8)]
 
-    @pytest.mark.parametrize("given_root, lies_in", [
-        ("cuhk03-np", "cuhk03-np/labeled"), ("", "cuhk03-np/labeled"), ("cuhk03-np/labeled", "cuhk03-np/labeled"),
-        ("", "cuhk03-np/detected"), ("cuhk03-np", "cuhk03-np/detected"), ("cuhk03-np/detected", "cuhk03-np/detected"),
-    ])
+    @pytest.mark.parametrize(
+        "given_root, lies_in",
+        [
+            ("cuhk03-np", "cuhk03-np/labeled"),
+            ("", "cuhk03-np/labeled"),
+            ("cuhk03-np/labeled", "cuhk03-np/labeled"),
+            ("", "cuhk03-np/detected"),
+            ("cuhk03-np", "cuhk03-np/detected"),
+            ("cuhk03-np/detected", "cuhk03-np/detected"),
+        ],
+    )
     def test_cuhk03_from_every_root(self, tmp_path, given_root, lies_in):
-        files = {"bounding_box_train": ["0001_c1_1.png"], "query": ["0003_c1_1.png"], "bounding_box_test": ["0003_c2_6.png"]}
+        files = {
+            "bounding_box_train": ["0001_c1_1.png"],
+            "query": ["0003_c1_1.png"],
+            "bounding_box_test": ["0003_c2_6.png"],
+        }
         tree(tmp_path / lies_in, files)
         data = load_dataset("cuhk03", tmp_path / given_root)
         assert data.root == tmp_path / lies_in and ids(data.gallery) == [("0003_c2_6.png", 3, 2)]
@@ -119,7 +145,9 @@ class TestMarketLayout:
         with pytest.raises(ValueError, match=re.escape(str(root / "query" / "holiday.jpg"))):
             load_dataset("market1501", root)
 
-    @pytest.mark.parametrize("split, folder", [("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")])
+    @pytest.mark.parametrize(
+        "split, folder", [("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")]
+    )
     def test_an_empty_split_is_named(self, tmp_path, split, folder):
         root = tree(tmp_path, {k: v for k, v in MARKET.items() if k != folder})
         (root / folder).mkdir()
@@ -140,13 +168,22 @@ class TestWrongRoot:
         with pytest.raises(FileNotFoundError) as error:
             load_dataset("market1501", tmp_path)
         message = str(error.value)
-        for expected in ["market1501", str(tmp_path), "Market-1501-v15.09.15", "bounding_box_train/", "query/",
-                         "bounding_box_test/", "notes.txt, photos/, train/"]:
+        for expected in [
+            "market1501",
+            str(tmp_path),
+            "Market-1501-v15.09.15",
+            "bounding_box_train/",
+            "query/",
+            "bounding_box_test/",
+            "notes.txt, photos/, train/",
+        ]:
             assert expected in message
 
     def test_one_folder_missing(self, tmp_path):
         root = tree(tmp_path / "Market-1501-v15.09.15", {k: v for k, v in MARKET.items() if k != "query"})
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{root} holds bounding_box_test/, bounding_box_train/.")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{root} holds bounding_box_test/, bounding_box_train/.")
+        ):
             load_dataset("market1501", tmp_path)
 
     def test_no_such_folder_shows_the_nearest_one(self, tmp_path):
@@ -167,8 +204,16 @@ class TestWrongRoot:
         with pytest.raises(ValueError, match="AFFSCL_DATA"):
             load_dataset("market1501")
 
-    @pytest.mark.parametrize("typed, meant", [
-        ("market", "market1501"), ("Market-1501", "market1501"), ("duke", "dukemtmc"), ("MSMT17_V1", "msmt17"), ("cuhk", "cuhk03")])
+    @pytest.mark.parametrize(
+        "typed, meant",
+        [
+            ("market", "market1501"),
+            ("Market-1501", "market1501"),
+            ("duke", "dukemtmc"),
+            ("MSMT17_V1", "msmt17"),
+            ("cuhk", "cuhk03"),
+        ],
+    )
     def test_unknown_name(self, typed, meant):
         with pytest.raises(ValueError) as error:
             load_dataset(typed, "anywhere")
@@ -208,7 +253,9 @@ class TestMsmt:
         assert data.train[0].path == str(root / "train" / "0000" / "0000_000_01_0303morning_0008_1.jpg")
         assert data.gallery[1].path == str(root / "test" / "0009" / "0009_001_02_0303morning_0008_1.jpg")
 
-    @pytest.mark.parametrize("line", ["0000/0000_000_0", "0000/0000_000.jpg 0", "0000/0000_000_x_1.jpg 0", "0000/0000_000_01_1.jpg a b"])
+    @pytest.mark.parametrize(
+        "line", ["0000/0000_000_0", "0000/0000_000.jpg 0", "0000/0000_000_x_1.jpg 0", "0000/0000_000_01_1.jpg a b"]
+    )
     def test_a_broken_line_is_named(self, root, line):
         (root / "list_query.txt").write_text("0000/0000_000_14_0303morning_0008_1.jpg 0\n" + line)
         with pytest.raises(ValueError, match=re.escape(f"line 2 of {root / 'list_query.txt'}: {line!r}")):
@@ -225,18 +272,28 @@ class TestMsmt:
             load_dataset("msmt17", root)
 
     def test_the_camera_is_in_the_file_name_not_in_the_folder(self):
-        assert msmt_sample(Path("x"), "a_b_9_c/0000_000_01_x.jpg 3") == Sample(str(Path("x", "a_b_9_c/0000_000_01_x.jpg")), 3, 1)
+        assert msmt_sample(Path("x"), "a_b_9_c/0000_000_01_x.jpg 3") == Sample(
+            str(Path("x", "a_b_9_c/0000_000_01_x.jpg")), 3, 1
+        )
 
 
 class TestFolder:
     def test_market_like_names_are_found_and_others_are_unknown(self, tmp_path):
         root = tree(tmp_path, {"monday": ["0012_c3s1_000001_00.jpg", "img_07.jpg"], "tuesday/late": ["0013_c12_4.png"]})
         data = load_dataset("folder", root)
-        assert ids(data.train) == [("0012_c3s1_000001_00.jpg", 12, 3), ("img_07.jpg", None, None), ("0013_c12_4.png", 13, 12)]
+        assert ids(data.train) == [
+            ("0012_c3s1_000001_00.jpg", 12, 3),
+            ("img_07.jpg", None, None),
+            ("0013_c12_4.png", 13, 12),
+        ]
         assert data.query == data.gallery == []
 
     def test_splits_and_names_counted_over_all_of_them(self, tmp_path):
-        files = {"train": ["anna/x_1.png", "zoe/y_1.png"], "query": ["boris/x_1.png"], "gallery": ["boris/y_2.png", "carl/x_1.png"]}
+        files = {
+            "train": ["anna/x_1.png", "zoe/y_1.png"],
+            "query": ["boris/x_1.png"],
+            "gallery": ["boris/y_2.png", "carl/x_1.png"],
+        }
         data = load_dataset("folder", tree(tmp_path, files), pattern=r"^(?P<pid>[^/]+)/(?P<camid>\w)_")
         assert [(s.pid, s.camid) for s in data.train] == [(1, 1), (4, 2)]
         assert [(s.pid, s.camid) for s in data.query] == [(2, 1)]
@@ -266,7 +323,10 @@ class TestFolder:
     def test_a_pattern_may_leave_one_group_out_or_open(self, tmp_path):
         root = tree(tmp_path, {"": ["7_a.png", "8.png"]})
         assert [(s.pid, s.camid) for s in folder_samples(root, r"^(?P<pid>\d+)")["train"]] == [(7, None), (8, None)]
-        assert [(s.pid, s.camid) for s in folder_samples(root, r"^(?P<pid>\d+)(_(?P<camid>\w))?")["train"]] == [(7, 1), (8, None)]
+        assert [(s.pid, s.camid) for s in folder_samples(root, r"^(?P<pid>\d+)(_(?P<camid>\w))?")["train"]] == [
+            (7, 1),
+            (8, None),
+        ]
 
     @pytest.mark.parametrize("pattern, said", [("(?P<pid>", "no regular expression"), (r"(\d+)_", r"\(\?P<pid>")])
     def test_broken_patterns(self, tmp_path, pattern, said):
@@ -274,7 +334,9 @@ class TestFolder:
             load_dataset("folder", tree(tmp_path, {"": ["1_c1.png"]}), pattern=pattern)
 
     def test_junk_goes(self, tmp_path):
-        assert ids(load_dataset("folder", tree(tmp_path, {"": ["-1_c1.png", "4_c1.png"]})).train) == [("4_c1.png", 4, 1)]
+        assert ids(load_dataset("folder", tree(tmp_path, {"": ["-1_c1.png", "4_c1.png"]})).train) == [
+            ("4_c1.png", 4, 1)
+        ]
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match="the train split is empty"):
@@ -284,13 +346,19 @@ class TestFolder:
 
 
 class TestNames:
-    @given(pid=st.integers(-1, 99_999), camid=st.integers(0, 99), rest=st.sampled_from(["s1_000451_03.jpg", "_f0046182.jpg", "_1.png"]),
-           folder=st.sampled_from(["", "a/", "0009_c9/", "x_c1s1/"]))
+    @given(
+        pid=st.integers(-1, 99_999),
+        camid=st.integers(0, 99),
+        rest=st.sampled_from(["s1_000451_03.jpg", "_f0046182.jpg", "_1.png"]),
+        folder=st.sampled_from(["", "a/", "0009_c9/", "x_c1s1/"]),
+    )
     @settings(deadline=None, max_examples=60)
     def test_pid_and_camid_come_back_wherever_the_file_lies(self, pid, camid, rest, folder):
         assert tuple(map(int, parse_name(f"{folder}{pid:04d}_c{camid}{rest}"))) == (pid, camid)
 
-    @pytest.mark.parametrize("name", ["holiday.jpg", "0002-c1.jpg", "x0002_c1.jpg", "0002_c1/holiday.jpg", "0002_cam1.jpg"])
+    @pytest.mark.parametrize(
+        "name", ["holiday.jpg", "0002-c1.jpg", "x0002_c1.jpg", "0002_c1/holiday.jpg", "0002_cam1.jpg"]
+    )
     def test_other_names(self, name):
         assert parse_name(name) is None
 

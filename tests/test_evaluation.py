@@ -1,4 +1,5 @@
 """Evaluation: golden values, a naive loop, scikit-learn, ties, and both ways of counting."""
+
 import time
 import warnings
 from pathlib import Path
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from affscl import evaluation
-from affscl.evaluation import Scores, evaluate, rerank, score
+from affscl.scores import evaluation
+from affscl.scores.evaluation import Scores, evaluate, score
+from affscl.scores.reranking import rerank
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "evaluation.npz")
 IDS = [GOLDEN[name] for name in ("query_pids", "gallery_pids", "query_camids", "gallery_camids")]
@@ -46,7 +48,12 @@ def problems(draw):
     q, g, people, cameras = (draw(st.integers(1, high)) for high in (12, 70, 6, 4))
     distance = rng.integers(0, draw(st.integers(1, 40)), (q, g)).astype(draw(st.sampled_from([np.float32, np.float64])))
     distance[rng.random((q, g)) < 0.05] = np.inf
-    ids = [rng.integers(1, people + 1, q), rng.integers(0, people + 1, g), rng.integers(0, cameras, q), rng.integers(0, cameras, g)]
+    ids = [
+        rng.integers(1, people + 1, q),
+        rng.integers(0, people + 1, g),
+        rng.integers(0, cameras, q),
+        rng.integers(0, cameras, g),
+    ]
     if draw(st.booleans()):
         ids[2:] = None, None
     return distance, ids
@@ -88,7 +95,9 @@ def test_the_count_in_torch_equals_the_naive_loop(problem, ap):
         evaluation._block_ranks = compiled
 
 
-@pytest.mark.parametrize("found", [score(GOLDEN["distance"], *IDS), evaluate(*FEATURES, *IDS)], ids=["score", "evaluate"])
+@pytest.mark.parametrize(
+    "found", [score(GOLDEN["distance"], *IDS), evaluate(*FEATURES, *IDS)], ids=["score", "evaluate"]
+)
 def test_golden(found):
     assert abs(found.mAP - GOLDEN["mAP"]) < 1e-6
     np.testing.assert_allclose(found.cmc, GOLDEN["cmc"], atol=1e-6)
@@ -154,14 +163,15 @@ def test_repeated_crops_tie_exactly():
     gallery = rng.normal(size=(40, 33)).astype(np.float32)[rng.integers(0, 40, 300)]
     query, pids = rng.normal(size=(9, 33)).astype(np.float32), rng.integers(0, 9, 300)
     exact = ((query[:, None].astype(float) - gallery[None]) ** 2).sum(2)
-    np.testing.assert_allclose(evaluate(query, gallery, np.arange(9), pids, None, None).ap,
-                               naive(exact, np.arange(9), pids, None, None)[0])
+    np.testing.assert_allclose(
+        evaluate(query, gallery, np.arange(9), pids, None, None).ap, naive(exact, np.arange(9), pids, None, None)[0]
+    )
 
 
 def test_same_camera_is_ignored_and_distractors_stay():
     distance = np.array([[0.1, 0.2, 0.3, 0.4]])
     pids, cameras = [1, 0, 1, 1], [0, 0, 1, 0]
-    assert score(distance, [1], pids, [0], cameras).ap[0] == 1 / 2          # only the third counts, behind the distractor
+    assert score(distance, [1], pids, [0], cameras).ap[0] == 1 / 2  # only the third counts, behind the distractor
     assert np.isclose(score(distance, [1], pids, None, None).ap[0], (1 + 2 / 3 + 3 / 4) / 3)
     assert np.isclose(score(distance, [1], pids, [None], cameras).ap[0], (1 + 2 / 3 + 3 / 4) / 3)
 
@@ -188,25 +198,28 @@ QP, GP, QC, GC = IDS
 Q, G = FEATURES
 
 
-@pytest.mark.parametrize("function, args, message", [
-    (evaluate, (Q, G[:, :5], *IDS), r"\(90, 48\) and \(420, 5\)"),
-    (evaluate, (Q, G, QP[:3], GP, QC, GC), r"query_pids .* 90 crops.*\(3,\)"),
-    (evaluate, (Q, G, QP, GP, QC, GC[:3]), r"gallery_camids .* 420 crops"),
-    (evaluate, (Q, G, QP, GP + 0.5, QC, GC), "gallery_pids must be integers"),
-    (evaluate, (Q, G, QP, GP, QC, None), "both"),
-    (evaluate, (Q * np.nan, G, *IDS), "query_features holds nan"),
-    (evaluate, (Q, G * np.inf, *IDS), "gallery_features holds nan or inf"),
-    (evaluate, (Q[:0], G, *IDS), "query_features is empty"),
-    (evaluate, (Q, G[:0], *IDS), "gallery_features is empty"),
-    (score, (GOLDEN["distance"][0], *IDS), "row for each query"),
-    (score, (np.where(GOLDEN["distance"] > 2, np.nan, 1), *IDS), "distance holds nan"),
-    (score, (np.zeros((0, 5)), [], [1, 2, 3, 4, 5], None, None), "0 queries and 5 gallery"),
-    (score, (GOLDEN["distance"], *IDS, "area"), "'area'"),
-    (rerank, (Q, G, 20, 30), "k2"),
-    (rerank, (Q, G, 0), "k1"),
-    (rerank, (Q, G, 20, 6, 1.5), "lambda_value"),
-    (rerank, (Q, G[:0]), "empty"),
-])
+@pytest.mark.parametrize(
+    "function, args, message",
+    [
+        (evaluate, (Q, G[:, :5], *IDS), r"\(90, 48\) and \(420, 5\)"),
+        (evaluate, (Q, G, QP[:3], GP, QC, GC), r"query_pids .* 90 crops.*\(3,\)"),
+        (evaluate, (Q, G, QP, GP, QC, GC[:3]), r"gallery_camids .* 420 crops"),
+        (evaluate, (Q, G, QP, GP + 0.5, QC, GC), "gallery_pids must be integers"),
+        (evaluate, (Q, G, QP, GP, QC, None), "both"),
+        (evaluate, (Q * np.nan, G, *IDS), "query_features holds nan"),
+        (evaluate, (Q, G * np.inf, *IDS), "gallery_features holds nan or inf"),
+        (evaluate, (Q[:0], G, *IDS), "query_features is empty"),
+        (evaluate, (Q, G[:0], *IDS), "gallery_features is empty"),
+        (score, (GOLDEN["distance"][0], *IDS), "row for each query"),
+        (score, (np.where(GOLDEN["distance"] > 2, np.nan, 1), *IDS), "distance holds nan"),
+        (score, (np.zeros((0, 5)), [], [1, 2, 3, 4, 5], None, None), "0 queries and 5 gallery"),
+        (score, (GOLDEN["distance"], *IDS, "area"), "'area'"),
+        (rerank, (Q, G, 20, 30), "k2"),
+        (rerank, (Q, G, 0), "k1"),
+        (rerank, (Q, G, 20, 6, 1.5), "lambda_value"),
+        (rerank, (Q, G[:0]), "empty"),
+    ],
+)
 def test_mistakes_are_named(function, args, message):
     with pytest.raises(ValueError, match=message):
         function(*args)
@@ -228,8 +241,10 @@ def dense_rerank(query, gallery, k1, k2, lambda_value):
     delta = (d / d.max(1, keepdims=True)) ** 2
     np.fill_diagonal(d, -1)
     order, half = np.argsort(d, 1, kind="stable"), int(np.around(k1 / 2)) + 1
+
     def mutual(i, k):
         return {j for j in order[i, :k] if i in order[j, :k]}
+
     v = np.zeros_like(d)
     for i in range(len(x)):
         core = mutual(i, k1 + 1)
@@ -241,13 +256,19 @@ def dense_rerank(query, gallery, k1, k2, lambda_value):
     return (1 - lambda_value) * (1 - shared / (2 - shared)) + lambda_value * delta[:q, q:]
 
 
-@pytest.mark.parametrize("k1, k2, lambda_value, scale", [(1, 1, 0.0, 1), (5, 3, 0.3, 1), (8, 9, 1.0, 1), (20, 6, 0.5, 30)])
+@pytest.mark.parametrize(
+    "k1, k2, lambda_value, scale", [(1, 1, 0.0, 1), (5, 3, 0.3, 1), (8, 9, 1.0, 1), (20, 6, 0.5, 30)]
+)
 def test_reranking_equals_square_arrays(k1, k2, lambda_value, scale, monkeypatch):
     monkeypatch.setattr(evaluation, "BLOCK", 700)
     rng = np.random.default_rng(k1)
     people = rng.normal(size=(9, 12))
-    query, gallery = (scale * (people[rng.integers(0, 9, n)] + 0.6 * rng.normal(size=(n, 12))).astype(np.float32) for n in (17, 60))
-    np.testing.assert_allclose(rerank(query, gallery, k1, k2, lambda_value), dense_rerank(query, gallery, k1, k2, lambda_value), atol=2e-5)
+    query, gallery = (
+        scale * (people[rng.integers(0, 9, n)] + 0.6 * rng.normal(size=(n, 12))).astype(np.float32) for n in (17, 60)
+    )
+    np.testing.assert_allclose(
+        rerank(query, gallery, k1, k2, lambda_value), dense_rerank(query, gallery, k1, k2, lambda_value), atol=2e-5
+    )
 
 
 def test_reranking_few_or_equal_crops():
@@ -264,7 +285,10 @@ def test_reranking_helps_where_neighbours_agree():
     people = rng.normal(size=(30, 16))
     pids = [np.repeat(np.arange(30), n) for n in (1, 10)]
     query, gallery = (people[p] + 0.7 * rng.normal(size=(len(p), 16)) for p in pids)
-    assert score(rerank(query, gallery, k1=9, k2=3), *pids, None, None).mAP > evaluate(query, gallery, *pids, None, None).mAP + 0.05
+    assert (
+        score(rerank(query, gallery, k1=9, k2=3), *pids, None, None).mAP
+        > evaluate(query, gallery, *pids, None, None).mAP + 0.05
+    )
 
 
 def test_the_count_is_faster_than_a_sort():
@@ -281,4 +305,5 @@ def test_the_count_is_faster_than_a_sort():
             function()
             times.append(time.process_time() - start)
         return min(times)
+
     assert seconds(lambda: score(distance, *ids)) < 0.4 * seconds(lambda: np.argsort(distance, axis=1))

@@ -1,4 +1,5 @@
 """Figures have the panels they promise, show the right things, and refuse what they cannot show."""
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -7,17 +8,37 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from torch import nn
 
-from affscl import figures
-from affscl.evaluation import score
-from affscl.network import AFF, Output
+from affscl.model.network import AFF, Output
+from affscl.scores import figures
+from affscl.scores.evaluation import score
 
 RNG = np.random.default_rng(0)
 CROPS = RNG.integers(0, 256, (12, 3, 16, 8), dtype=np.uint8)
 FEATURES = torch.nn.functional.normalize(torch.from_numpy(RNG.normal(size=(60, 8))).float(), dim=1)
 PIDS, CAMIDS = RNG.integers(1, 6, 60), RNG.integers(0, 3, 60)
-ROWS = [{"epoch": 0, "mAP": 0.1, "rank1": 0.2, "seconds": {}},
-        {"epoch": 1, "mAP": None, "loss": 3.0, "loss_hard": 2.0, "clusters": 9, "outlier_share": 0.5, "multi_camera_share": None, "ari": None},
-        {"epoch": 2, "mAP": 0.3, "loss": 2.0, "loss_hard": 1.0, "clusters": 8, "outlier_share": 0.4, "multi_camera_share": None, "ari": None}]
+ROWS = [
+    {"epoch": 0, "mAP": 0.1, "rank1": 0.2, "seconds": {}},
+    {
+        "epoch": 1,
+        "mAP": None,
+        "loss": 3.0,
+        "loss_hard": 2.0,
+        "clusters": 9,
+        "outlier_share": 0.5,
+        "multi_camera_share": None,
+        "ari": None,
+    },
+    {
+        "epoch": 2,
+        "mAP": 0.3,
+        "loss": 2.0,
+        "loss_hard": 1.0,
+        "clusters": 8,
+        "outlier_share": 0.4,
+        "multi_camera_share": None,
+        "ari": None,
+    },
+]
 
 
 def drawn(figure, tmp_path):
@@ -38,10 +59,16 @@ def shown(axes):
 
 
 def test_image_grid(tmp_path):
-    axes = drawn(figures.image_grid(CROPS, [f"{i}" for i in range(12)], columns=5, right=np.arange(12) % 2 == 0), tmp_path)
+    axes = drawn(
+        figures.image_grid(CROPS, [f"{i}" for i in range(12)], columns=5, right=np.arange(12) % 2 == 0), tmp_path
+    )
     assert len(axes) == 15 and len(shown(axes)) == 12
     np.testing.assert_array_equal(axes[7].images[0].get_array(), CROPS[7].transpose(1, 2, 0))
-    assert axes[7].get_title() == "7" and same_color(frame(axes[7]), figures.RED) and same_color(frame(axes[6]), figures.GREEN)
+    assert (
+        axes[7].get_title() == "7"
+        and same_color(frame(axes[7]), figures.RED)
+        and same_color(frame(axes[6]), figures.GREEN)
+    )
     assert len(drawn(figures.image_grid(torch.from_numpy(CROPS[:3])), tmp_path)) == 3
 
 
@@ -65,7 +92,9 @@ def test_ranked_list(tmp_path):
     axes = drawn(figures.ranked_list(CROPS[:2], CROPS[4:], indices, matches), tmp_path)
     assert len(axes) == 8 and len(shown(axes)) == 6
     np.testing.assert_array_equal(axes[1].images[0].get_array(), CROPS[7].transpose(1, 2, 0))
-    assert frame(axes[0]) is None and same_color(frame(axes[1]), figures.GREEN) and same_color(frame(axes[2]), figures.RED)
+    assert (
+        frame(axes[0]) is None and same_color(frame(axes[1]), figures.GREEN) and same_color(frame(axes[2]), figures.RED)
+    )
     assert axes[1].spines["left"].get_linestyle() != axes[2].spines["left"].get_linestyle()
 
 
@@ -122,7 +151,11 @@ def test_cluster_montage(tmp_path):
     pids = np.array([5, 5, 7, 5, 7, 7, 1, 2, 2, 9, 9, 9])
     axes = drawn(figures.cluster_montage(CROPS, labels, pids, columns=3), tmp_path)
     assert len(axes) == 9 and len(shown(axes)) == 8
-    assert [axes[i].get_ylabel() for i in (0, 3, 6)] == ["cluster 0\n4 crops", "cluster 2\n3 crops", "cluster 1\n2 crops"]
+    assert [axes[i].get_ylabel() for i in (0, 3, 6)] == [
+        "cluster 0\n4 crops",
+        "cluster 2\n3 crops",
+        "cluster 1\n2 crops",
+    ]
     assert same_color(frame(axes[2]), figures.RED) and same_color(frame(axes[0]), figures.GREEN)
     assert len(drawn(figures.cluster_montage(CROPS, labels, clusters=[1], columns=4), tmp_path)) == 4
 
@@ -147,7 +180,7 @@ def test_grad_cam_by_hand():
     red, green = (figures.grad_cam(model, image, torch.tensor(r)) for r in ([1.0, 0.0], [0.0, 1.0]))
     assert red.shape == (1, 8, 4) and red[0, :4].min() == 1 and red[0, 4:].max() == 0
     assert green[0, 4:].min() == 1 and green[0, :4].max() == 0
-    own = figures.grad_cam(model, image)[0]                  # weights 2 : 1 times maps 2 : 1
+    own = figures.grad_cam(model, image)[0]  # weights 2 : 1 times maps 2 : 1
     assert own[0, 0] == 1 and torch.isclose(own[7, 0], torch.tensor(0.25))
     assert figures.grad_cam(model, image, torch.tensor([-1.0, -1.0])).max() == 0
 
@@ -174,26 +207,29 @@ def test_show_heat(tmp_path):
     assert len(axes) == 6 and axes[4].get_ylabel() == "b" and len(axes[2].images) == 2
 
 
-@pytest.mark.parametrize("name, args, message", [
-    ("image_grid", (CROPS / 255,), "uint8 crops"),
-    ("image_grid", (CROPS.transpose(0, 2, 3, 1),), "uint8 crops"),
-    ("image_grid", (CROPS, ["one"]), "12 images, 1 titles"),
-    ("image_grid", (CROPS[:0],), "no images"),
-    ("ranked_list", (CROPS[:2], CROPS, np.zeros((3, 4), int), np.zeros((3, 4), bool)), r"must be \(2, k\)"),
-    ("top", (np.zeros((2, 3)), [1, 2], [1, 2], None, None), "2 queries and 2 gallery"),
-    ("cmc_curve", ({},), "empty"),
-    ("history", ([],), "rows"),
-    ("history", ([{"mAP": 1}],), "epoch"),
-    ("history", ([{"epoch": 1, "mAP": None}],), "no metric"),
-    ("sweep", ([{"eps": 1, "mAP": 0.5}], "eps"), "eps, mAP and rank1"),
-    ("distances", (FEATURES, PIDS[:4]), "60 features, 4 pids"),
-    ("tsne", (FEATURES[:9], PIDS[:9]), "perplexity"),
-    ("tsne", (FEATURES, PIDS, CAMIDS[:3]), "3 camids"),
-    ("cluster_montage", (CROPS, np.full(12, -1)), "0 clusters"),
-    ("cluster_montage", (CROPS, np.zeros(12, int), None, [3]), "no such clusters"),
-    ("grad_cam", (Tiny(), CROPS[0]), r"\(b, 3, h, w\)"),
-    ("show_heat", (CROPS, np.zeros((12, 5, 5))), "one map for each image"),
-])
+@pytest.mark.parametrize(
+    "name, args, message",
+    [
+        ("image_grid", (CROPS / 255,), "uint8 crops"),
+        ("image_grid", (CROPS.transpose(0, 2, 3, 1),), "uint8 crops"),
+        ("image_grid", (CROPS, ["one"]), "12 images, 1 titles"),
+        ("image_grid", (CROPS[:0],), "no images"),
+        ("ranked_list", (CROPS[:2], CROPS, np.zeros((3, 4), int), np.zeros((3, 4), bool)), r"must be \(2, k\)"),
+        ("top", (np.zeros((2, 3)), [1, 2], [1, 2], None, None), "2 queries and 2 gallery"),
+        ("cmc_curve", ({},), "empty"),
+        ("history", ([],), "rows"),
+        ("history", ([{"mAP": 1}],), "epoch"),
+        ("history", ([{"epoch": 1, "mAP": None}],), "no metric"),
+        ("sweep", ([{"eps": 1, "mAP": 0.5}], "eps"), "eps, mAP and rank1"),
+        ("distances", (FEATURES, PIDS[:4]), "60 features, 4 pids"),
+        ("tsne", (FEATURES[:9], PIDS[:9]), "perplexity"),
+        ("tsne", (FEATURES, PIDS, CAMIDS[:3]), "3 camids"),
+        ("cluster_montage", (CROPS, np.full(12, -1)), "0 clusters"),
+        ("cluster_montage", (CROPS, np.zeros(12, int), None, [3]), "no such clusters"),
+        ("grad_cam", (Tiny(), CROPS[0]), r"\(b, 3, h, w\)"),
+        ("show_heat", (CROPS, np.zeros((12, 5, 5))), "one map for each image"),
+    ],
+)
 def test_mistakes_are_named(name, args, message):
     with pytest.raises(ValueError, match=message):
         getattr(figures, name)(*args)

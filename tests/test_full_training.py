@@ -1,4 +1,5 @@
 """The final notebook runs from start to end on a CPU, cells marked for CUDA too, and says what is missing for a full run."""
+
 import json
 import os
 import subprocess
@@ -10,11 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from affscl.batches import ImageStore
-from affscl.cli import parse_train
-from affscl.network import load_model
-from affscl.synthetic import make_dataset
-from affscl.training import RECIPES, evaluate_model, load_config, load_data, read_history, train
+from affscl.data.store import ImageStore
+from affscl.data.synthetic import make_dataset
+from affscl.model.network import load_model
+from affscl.scores.benchmark import evaluate_model
+from affscl.training.cli import parse_train
+from affscl.training.config import RECIPES
+from affscl.training.loading import load_data
+from affscl.training.loop import train
+from affscl.training.runs import load_config, read_history
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs" / "18_full_training.ipynb"
@@ -23,8 +28,14 @@ RUN = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1
 
 def execute(**settings):
     """All cells in a process of their own, those marked `cuda` included."""
-    return subprocess.run([sys.executable, "-c", RUN, str(NOTEBOOK)], cwd=ROOT, env=os.environ | {"MPLBACKEND": "agg"} | settings,
-                          capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(NOTEBOOK)],
+        cwd=ROOT,
+        env=os.environ | {"MPLBACKEND": "agg"} | settings,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +79,10 @@ def real(tmp_path_factory):
     """A full recipe cut down, on a tree laid out as Market-1501: interrupted after an epoch, then gone on with by the notebook."""
     folder = tmp_path_factory.mktemp("real")
     tree = make_dataset(folder / "Market-1501-v15.09.15", n_ids=24, n_cams=3, seed=0)
-    words = (f"market1501 --data {tree.parent} --backbone resnet10 --weights synthetic --height 64 --width 32 --pad 3 --p 4 --k 4 --k1 8 --k2 3"
-             " --bn-chunk 8 --workers 0 --iterations 3 --epochs 2 --device cpu")
+    words = (
+        f"market1501 --data {tree.parent} --backbone resnet10 --weights synthetic --height 64 --width 32 --pad 3 --p 4 --k 4 --k1 8 --k2 3"
+        " --bn-chunk 8 --workers 0 --iterations 3 --epochs 2 --device cpu"
+    )
     config, run = parse_train(words.split())[0], folder / "run"
     begun = train(replace(config, epochs=1), out=run).history
     done = execute(AFFSCL_RECIPE=words, AFFSCL_RUN=str(run))
@@ -88,17 +101,27 @@ def test_scores_are_those_of_the_network_on_disk(real):
     data, model = load_data(config), load_model(run)
     stores = [ImageStore(part, config.height, config.width) for part in (data.query, data.gallery)]
     found = json.loads((run / "report.json").read_text())["scores"]
-    for name, options in {"as extracted": {}, "re-ranked": {"reranked": True}, "mixed gallery": {"mixed": True}}.items():
+    for name, options in {
+        "as extracted": {},
+        "re-ranked": {"reranked": True},
+        "mixed gallery": {"mixed": True},
+    }.items():
         wanted = evaluate_model(model, *stores, **options)
-        assert [found[name]["mAP"], found[name]["rank1"]] == pytest.approx([100 * wanted.mAP, 100 * wanted.rank(1)], abs=0.01)
+        assert [found[name]["mAP"], found[name]["rank1"]] == pytest.approx(
+            [100 * wanted.mAP, 100 * wanted.rank(1)], abs=0.01
+        )
 
 
 def test_a_part_of_a_dataset_is_recorded_as_such_and_shows_nobody(real):
     config, run, _ = real
     record = json.loads((run / "report.json").read_text())
     assert (record["dataset"], record["complete"], record["labels"]) == ("market1501", False, "clusters")
-    assert record["changed"].keys() >= {"epochs", "iterations", "backbone", "height"} and "data" not in record["changed"]
-    assert (run / "history.png").exists() and not (run / "ranked.png").exists(), "no pictures of a dataset that is not drawn"
+    assert (
+        record["changed"].keys() >= {"epochs", "iterations", "backbone", "height"} and "data" not in record["changed"]
+    )
+    assert (run / "history.png").exists() and not (run / "ranked.png").exists(), (
+        "no pictures of a dataset that is not drawn"
+    )
 
 
 def test_an_unknown_recipe_is_named(tmp_path):
@@ -107,7 +130,9 @@ def test_an_unknown_recipe_is_named(tmp_path):
 
 
 def test_all_that_a_full_run_lacks_is_told_together(tmp_path):
-    done = execute(AFFSCL_RECIPE=f"market1501 --data {tmp_path} --weights {tmp_path / 'no.pth'}", AFFSCL_RUN=str(tmp_path / "run"))
+    done = execute(
+        AFFSCL_RECIPE=f"market1501 --data {tmp_path} --weights {tmp_path / 'no.pth'}", AFFSCL_RUN=str(tmp_path / "run")
+    )
     said = done.stderr + done.stdout
     assert done.returncode != 0 and "not ready to train" in said
     assert "market1501 was not found" in said and "bounding_box_train" in said and "no weights at" in said

@@ -1,4 +1,5 @@
 """What a user installs works, and goes on working when it is installed again in another way, and removed."""
+
 import os
 import subprocess
 import sys
@@ -22,15 +23,23 @@ class Environment:
         venv.create(self.folder, with_pip=False)
         self.bin = self.folder / ("Scripts" if os.name == "nt" else "bin")
         self.python = self.bin / Path(sys.executable).name
-        self.site = Path(self.call(self.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip())
+        self.site = Path(
+            self.call(self.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip()
+        )
         paths = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
         (self.site / "dependencies.pth").write_text("\n".join(sorted(paths)) + "\n")
 
     def call(self, *command, cwd=None):
         """Run a command; what it prints. A failure shows all of it."""
         kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "NUMBA_CACHE_DIR")}
-        done = subprocess.run([str(word) for word in command], cwd=cwd or self.folder, capture_output=True, text=True, timeout=600,
-                              env=kept | {"XDG_CACHE_HOME": str(self.home)})
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd or self.folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=kept | {"XDG_CACHE_HOME": str(self.home)},
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -1,4 +1,5 @@
 """The sparse Jaccard distance against golden values, a dense naive version and its own promises."""
+
 import subprocess
 import sys
 import warnings
@@ -7,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from affscl import jaccard
-from affscl.jaccard import (
-    by_rows, distance_rows, encode, expanded_rows, jaccard_distance, nearest, nearest_faiss, return_ranks, unit_rows,
-)
+from affscl.labels import jaccard
+from affscl.labels.jaccard import by_rows, distance_rows, encode, expanded_rows, jaccard_distance, return_ranks
+from affscl.labels.neighbours import nearest, nearest_faiss, unit_rows
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jaccard.npz")
 PAIRS = GOLDEN["ks"].tolist()
@@ -60,6 +61,7 @@ def naive(x, lists, k2):
 
 # --- golden values -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("k1, k2", PAIRS)
 def test_golden_distances(k1, k2):
     graph = jaccard_distance(GOLDEN["features"], k1, k2)
@@ -78,6 +80,7 @@ def test_golden_pairs_within_eps(k1, k2):
 
 
 # --- the naive version -------------------------------------------------------------------------------------------
+
 
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(2, 45), d=st.integers(2, 12), people=st.integers(1, 6), data=st.data(), seed=st.integers(0, 9999))
@@ -100,7 +103,13 @@ def test_equals_naive(n, d, people, data, seed):
 
 
 @settings(deadline=None, max_examples=40)
-@given(n=st.integers(1, 40), k1=st.integers(1, 40), block=st.integers(1, 500), seed=st.integers(0, 999), copies=st.integers(1, 5))
+@given(
+    n=st.integers(1, 40),
+    k1=st.integers(1, 40),
+    block=st.integers(1, 500),
+    seed=st.integers(0, 999),
+    copies=st.integers(1, 5),
+)
 def test_nearest_is_exact(n, k1, block, seed, copies):
     k1, x = min(k1, n), unit(n, 6, seed)[torch.arange(n) // copies]
     lists, similarities = nearest(x, k1, block=block)
@@ -148,6 +157,7 @@ def test_similarities_looked_up_or_computed():
 
 # --- approximate search ------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 60), k1=st.integers(1, 60), seed=st.integers(0, 999), copies=st.integers(1, 40))
 def test_faiss_with_all_cells_is_exact(n, k1, seed, copies):
@@ -156,7 +166,9 @@ def test_faiss_with_all_cells_is_exact(n, k1, seed, copies):
     assert lists.dtype == np.int32 and similarities.dtype == np.float32
     np.testing.assert_array_equal(lists[:, 0], np.arange(n))
     np.testing.assert_allclose(similarities, nearest(x, k1)[1], atol=1e-5)
-    np.testing.assert_allclose(similarities, np.take_along_axis((x @ x.T).fill_diagonal_(1).numpy(), lists, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        similarities, np.take_along_axis((x @ x.T).fill_diagonal_(1).numpy(), lists, 1), atol=1e-5
+    )
     assert all(len(set(row)) == k1 for row in lists.tolist())
 
 
@@ -202,7 +214,7 @@ def test_faiss_missing(monkeypatch):
 
 
 def test_faiss_is_not_imported_unasked():
-    code = "import sys, affscl.clustering; assert not any(name.split('.')[0] == 'faiss' for name in sys.modules)"
+    code = "import sys, affscl.labels.clustering; assert not any(name.split('.')[0] == 'faiss' for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -217,6 +229,7 @@ def test_a_column_that_everybody_shares():
 
 
 # --- promises ----------------------------------------------------------------------------------------------------
+
 
 def test_symmetric_with_stored_zero_diagonal():
     graph = jaccard_distance(unit(300, 16, people=20), 20, 5, eps=0.6)
@@ -305,6 +318,7 @@ def test_features_are_not_changed():
 
 # --- small and wrong inputs --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("n", [1, 2, 20, 30])
 def test_k1_is_clamped_and_says_so(n):
     x = unit(n, 8)
@@ -361,7 +375,7 @@ def test_without_a_writable_cache(monkeypatch):
 
 MEMORY = """
 import torch
-from affscl.jaccard import jaccard_distance
+from affscl.labels.jaccard import jaccard_distance
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 x = torch.nn.functional.normalize(torch.randn(700, 16).repeat(18, 1) + 0.5 * torch.randn(12600, 16))

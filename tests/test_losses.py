@@ -1,4 +1,5 @@
 """Losses against golden values, formulas typed out, gradients, and the criteria against their pieces."""
+
 import math
 from collections import namedtuple
 from dataclasses import fields, replace
@@ -11,9 +12,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affscl.losses import (BALANCES, CRITERIA, CrossEntropyTriplet, LossOptions, SingleContrast, SymmetricContrast, balance_loss,
-                           balanced_l1, batch_hard_triplet, cameras_of, check_loss_options, info_nce, make_criterion, rivals_only)
-from affscl.memory import ClusterMemory, DualMemory
+from affscl.criteria.classifier import CrossEntropyTriplet, batch_hard_triplet
+from affscl.criteria.contrast import (
+    BALANCES,
+    SingleContrast,
+    SymmetricContrast,
+    balance_loss,
+    balanced_l1,
+    cameras_of,
+    info_nce,
+    rivals_only,
+)
+from affscl.criteria.factory import CRITERIA, LossOptions, check_loss_options, make_criterion
+from affscl.criteria.memory import ClusterMemory, DualMemory
 
 GOLDEN = Path(__file__).parent / "golden" / "memory.npz"
 Output = namedtuple("Output", "pooled neck unit")
@@ -61,13 +72,17 @@ def naive_info_nce(q, rows, targets, tau):
 def test_info_nce_is_eq_7(seed, tau):
     rows, _, x, targets, *_ = world(seed)
     q = outputs(x).unit.detach()
-    assert float(info_nce(q @ rows.T / tau, targets)) == pytest.approx(naive_info_nce(q, rows, targets, tau), rel=1e-4, abs=1e-5)
+    assert float(info_nce(q @ rows.T / tau, targets)) == pytest.approx(
+        naive_info_nce(q, rows, targets, tau), rel=1e-4, abs=1e-5
+    )
 
 
 def test_info_nce_by_hand():
     assert float(info_nce(torch.zeros(2, 4), torch.tensor([0, 3]))) == pytest.approx(math.log(4))
     # one positive at 1, one negative at 0, tau 0.5: log(1 + exp(-2))
-    assert float(info_nce(torch.tensor([[1., 0.]]) / 0.5, torch.tensor([0]))) == pytest.approx(math.log1p(math.exp(-2)))
+    assert float(info_nce(torch.tensor([[1.0, 0.0]]) / 0.5, torch.tensor([0]))) == pytest.approx(
+        math.log1p(math.exp(-2))
+    )
 
 
 def test_info_nce_gradient_is_softmax_minus_one_hot():
@@ -79,7 +94,7 @@ def test_info_nce_gradient_is_softmax_minus_one_hot():
 
 
 def test_info_nce_survives_large_and_half_precision_logits():
-    loss = info_nce(torch.tensor([[500., -500.], [-500., 500.]], dtype=torch.bfloat16), torch.tensor([0, 0]))
+    loss = info_nce(torch.tensor([[500.0, -500.0], [-500.0, 500.0]], dtype=torch.bfloat16), torch.tensor([0, 0]))
     assert loss.dtype == torch.float32 and float(loss) == 500
 
 
@@ -100,7 +115,10 @@ def reference_balanced_l1(x, alpha=0.9, gamma=1.5):
 
 
 @cases
-@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=8), st.sampled_from([(0.9, 1.5), (0.5, 1.5), (0.5, 1.0)]))
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=8),
+    st.sampled_from([(0.9, 1.5), (0.5, 1.5), (0.5, 1.0)]),
+)
 def test_balanced_l1_is_eq_14(values, constants):
     found = balanced_l1(torch.tensor(values), *constants)
     expected = torch.tensor([reference_balanced_l1(v, *constants) for v in values])
@@ -111,7 +129,7 @@ def test_balanced_l1_is_eq_14(values, constants):
 def test_balanced_l1_by_hand():
     b = math.exp(1.5 / 0.9) - 1
     assert b == pytest.approx(4.2945, abs=1e-4)
-    found = balanced_l1(torch.tensor([0., 1., -1., 3.], dtype=torch.double))
+    found = balanced_l1(torch.tensor([0.0, 1.0, -1.0, 3.0], dtype=torch.double))
     expected = [0, 0.94928 / 4, 0.94928 / 4, (4.5 + 1.5 / b - 0.9) / 4]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.double), atol=2e-6, rtol=0)
 
@@ -169,7 +187,7 @@ def test_balance_operands():
     pairs = [balanced_l1(rows[t] - hard[t]).sum() for t in targets]
     torch.testing.assert_close(value["memory"], sum(pairs) / (B * D))
 
-    assert set(grad) == {"stop_gradient", "both", "features"}     # memory rows: no gradient at all
+    assert set(grad) == {"stop_gradient", "both", "features"}  # memory rows: no gradient at all
     slope = torch.autograd.grad(predictions.mean(), mean_logits, retain_graph=True)[0]
     one_way = torch.autograd.grad(mean_logits, x, slope, retain_graph=True)[0]
     other_way = torch.autograd.grad(hard_logits, x, -slope, retain_graph=True)[0]
@@ -240,7 +258,9 @@ def test_symmetric_is_eq_8(seed, weights, balance):
     if weights[1]:
         expected["mean"] = weights[1] * naive_info_nce(unit, rows, targets, 0.2)
     if balance != "off":
-        expected["balance"] = float(balance_loss(criterion.memory, criterion.memory.logits(unit), unit, targets, balance))
+        expected["balance"] = float(
+            balance_loss(criterion.memory, criterion.memory.logits(unit), unit, targets, balance)
+        )
     assert {name: float(part.detach()) for name, part in parts.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -336,12 +356,12 @@ def test_triplet_is_the_search_for_the_hardest_pairs(seed, margin):
 
 
 def test_triplet_corner_cases():
-    twins = torch.ones(4, 3, requires_grad=True)     # identical features: every distance is zero
+    twins = torch.ones(4, 3, requires_grad=True)  # identical features: every distance is zero
     loss = batch_hard_triplet(twins, torch.tensor([0, 0, 1, 1]))
     loss.backward()
     assert loss.item() == pytest.approx(0.3) and torch.isfinite(twins.grad).all()
     alone = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = batch_hard_triplet(alone, torch.zeros(4, dtype=torch.long))     # no stranger
+    loss = batch_hard_triplet(alone, torch.zeros(4, dtype=torch.long))  # no stranger
     loss.backward()
     assert loss == 0 and not alone.grad.any()
 
@@ -350,9 +370,11 @@ def test_baseline_starts_with_the_memorys_logits():
     rows, _, _, _, *_ = world()
     baseline = CrossEntropyTriplet(rows, temperature=0.05)
     g = torch.Generator().manual_seed(0)
-    neck = F.normalize(torch.randn(B, D, generator=g), dim=1) * D ** 0.5     # as long as BatchNorm leaves it on average
-    torch.testing.assert_close(baseline.classifier(neck), F.normalize(neck, dim=1) @ rows.T / 0.05, rtol=1e-4, atol=1e-4)
-    weight, = baseline.parameters()
+    neck = F.normalize(torch.randn(B, D, generator=g), dim=1) * D**0.5  # as long as BatchNorm leaves it on average
+    torch.testing.assert_close(
+        baseline.classifier(neck), F.normalize(neck, dim=1) @ rows.T / 0.05, rtol=1e-4, atol=1e-4
+    )
+    (weight,) = baseline.parameters()
     assert weight.shape == (K, D) and weight.requires_grad
 
 
@@ -380,7 +402,13 @@ def test_baseline_update_changes_nothing():
 
 def test_defaults_are_the_papers():
     o = LossOptions()
-    assert (o.criterion, o.hard_weight, o.mean_weight, o.momentum, o.temperature) == ("symmetric", 0.75, 0.25, 0.1, 0.05)
+    assert (o.criterion, o.hard_weight, o.mean_weight, o.momentum, o.temperature) == (
+        "symmetric",
+        0.75,
+        0.25,
+        0.1,
+        0.05,
+    )
     assert all(f.name == f.name.lower() for f in fields(o))
 
 
@@ -391,11 +419,23 @@ def test_make_criterion_follows_the_options():
     def made(**options):
         return make_criterion(LossOptions(**options), features, labels)
 
-    c = made(momentum=0.3, temperature=0.1, hard_weight=0.6, mean_weight=0.2, balance="both",
-             hard_reference="hard", normalise_mean=True)
+    c = made(
+        momentum=0.3,
+        temperature=0.1,
+        hard_weight=0.6,
+        mean_weight=0.2,
+        balance="both",
+        hard_reference="hard",
+        normalise_mean=True,
+    )
     torch.testing.assert_close(c.memory.mean, centres)
     torch.testing.assert_close(c.memory.hard, centres)
-    assert (c.memory.momentum, c.memory.temperature, c.memory.hard_reference, c.memory.normalise_mean) == (0.3, 0.1, "hard", True)
+    assert (c.memory.momentum, c.memory.temperature, c.memory.hard_reference, c.memory.normalise_mean) == (
+        0.3,
+        0.1,
+        "hard",
+        True,
+    )
     assert (c.hard_weight, c.mean_weight, c.balance) == (0.6, 0.2, "both")
 
     start = made(hard_start="hardest").memory.hard
@@ -405,13 +445,22 @@ def test_make_criterion_follows_the_options():
 
     table = {name: made(criterion=name) for name in CRITERIA}
     kinds = {name: type(c) for name, c in table.items()}
-    assert kinds == {"symmetric": SymmetricContrast, "mean": SymmetricContrast, "hard": SymmetricContrast, "hhcl": SymmetricContrast,
-                     "cluster_contrast": SingleContrast, "cluster_contrast_hard": SingleContrast,
-                     "cross_entropy_triplet": CrossEntropyTriplet}
-    assert [(table[n].hard_weight, table[n].mean_weight, table[n].balance) for n in ("symmetric", "mean", "hard", "hhcl")] == [
-        (0.75, 0.25, "stop_gradient"), (0, 1, "off"), (1, 0, "off"), (0.75, 0.25, "off")]
+    assert kinds == {
+        "symmetric": SymmetricContrast,
+        "mean": SymmetricContrast,
+        "hard": SymmetricContrast,
+        "hhcl": SymmetricContrast,
+        "cluster_contrast": SingleContrast,
+        "cluster_contrast_hard": SingleContrast,
+        "cross_entropy_triplet": CrossEntropyTriplet,
+    }
+    assert [
+        (table[n].hard_weight, table[n].mean_weight, table[n].balance) for n in ("symmetric", "mean", "hard", "hhcl")
+    ] == [(0.75, 0.25, "stop_gradient"), (0, 1, "off"), (1, 0, "off"), (0.75, 0.25, "off")]
     assert table["hhcl"].memory.hard_reference == "hard" and table["symmetric"].memory.hard_reference == "mean"
-    assert table["cluster_contrast"].memory.rule == "sequential" and table["cluster_contrast_hard"].memory.rule == "hard"
+    assert (
+        table["cluster_contrast"].memory.rule == "sequential" and table["cluster_contrast_hard"].memory.rule == "hard"
+    )
     baseline = made(criterion="cross_entropy_triplet", label_smoothing=0.2, margin=0.5)
     assert (baseline.label_smoothing, baseline.margin) == (0.2, 0.5)
 
@@ -420,34 +469,44 @@ def test_make_criterion_follows_the_options():
 def test_single_losses_with_and_without_balance(name):
     """Decision 19: both readings of Tables 4 and 5 can be run."""
     _, _, x, targets, features, labels = world()
-    parts = {b: make_criterion(LossOptions(criterion=name, balance=b), features, labels)(outputs(x), targets)
-             for b in ("off", "stop_gradient")}
+    parts = {
+        b: make_criterion(LossOptions(criterion=name, balance=b), features, labels)(outputs(x), targets)
+        for b in ("off", "stop_gradient")
+    }
     assert list(parts["off"]) == [name] and list(parts["stop_gradient"]) == [name, "balance"]
     weights = dict(hard_weight=1.0, mean_weight=0.0) if name == "hard" else dict(hard_weight=0.0, mean_weight=1.0)
     same = make_criterion(LossOptions(**weights), features, labels)(outputs(x), targets)
-    assert {k: float(v.detach()) for k, v in same.items()} == {k: float(v.detach()) for k, v in parts["stop_gradient"].items()}
+    assert {k: float(v.detach()) for k, v in same.items()} == {
+        k: float(v.detach()) for k, v in parts["stop_gradient"].items()
+    }
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(criterion="centre"), "'symmetric', 'mean', 'hard', 'cluster_contrast'"),
-    (dict(balance="on"), "'stop_gradient', 'both', 'features', 'memory', 'off'"),
-    (dict(hard_reference="own"), "'mean', 'hard'"),
-    (dict(hard_start="random"), "'mean', 'hardest'"),
-    (dict(momentum=1.0), "momentum"),
-    (dict(temperature=0.0), "temperature"),
-    (dict(hard_weight=0.0, mean_weight=0.0), "never looks at the targets"),
-    (dict(hard_weight=-0.5), "negative"),
-    (dict(label_smoothing=1.0), "label_smoothing"),
-    (dict(margin=-0.1), "margin"),
-    (dict(criterion="cluster_contrast", balance="both"), "'cluster_contrast' has one memory"),
-    (dict(criterion="cluster_contrast_hard", hard_start="hardest"), "hard_start = 'hardest'.*one memory"),
-    (dict(criterion="cluster_contrast", normalise_mean=True), "normalise_mean = True"),
-    (dict(criterion="cross_entropy_triplet", balance="stop_gradient"), "has none"),
-    (dict(criterion="hhcl", balance="stop_gradient"), "HHCL has no balance"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(criterion="centre"), "'symmetric', 'mean', 'hard', 'cluster_contrast'"),
+        (dict(balance="on"), "'stop_gradient', 'both', 'features', 'memory', 'off'"),
+        (dict(hard_reference="own"), "'mean', 'hard'"),
+        (dict(hard_start="random"), "'mean', 'hardest'"),
+        (dict(momentum=1.0), "momentum"),
+        (dict(temperature=0.0), "temperature"),
+        (dict(hard_weight=0.0, mean_weight=0.0), "never looks at the targets"),
+        (dict(hard_weight=-0.5), "negative"),
+        (dict(label_smoothing=1.0), "label_smoothing"),
+        (dict(margin=-0.1), "margin"),
+        (dict(criterion="cluster_contrast", balance="both"), "'cluster_contrast' has one memory"),
+        (dict(criterion="cluster_contrast_hard", hard_start="hardest"), "hard_start = 'hardest'.*one memory"),
+        (dict(criterion="cluster_contrast", normalise_mean=True), "normalise_mean = True"),
+        (dict(criterion="cross_entropy_triplet", balance="stop_gradient"), "has none"),
+        (dict(criterion="hhcl", balance="stop_gradient"), "HHCL has no balance"),
+    ],
+)
 def test_wrong_options_are_refused(options, words):
     *_, features, labels = world()
-    for refuse in (lambda: check_loss_options(LossOptions(**options)), lambda: make_criterion(LossOptions(**options), features, labels)):
+    for refuse in (
+        lambda: check_loss_options(LossOptions(**options)),
+        lambda: make_criterion(LossOptions(**options), features, labels),
+    ):
         with pytest.raises(ValueError, match=words):
             refuse()
 
@@ -516,6 +575,7 @@ def test_with_one_camera_nothing_changes_and_with_two_the_others_are_gone(criter
         camids = options.pop("camids", None)
         criterion_ = make_criterion(LossOptions(criterion=criterion, **options), features, labels, camids)
         return float(sum(criterion_(output, targets).values()))
+
     assert total(negatives="camera", camids=[5] * 40) == pytest.approx(total())
     assert total(negatives="camera", camids=(labels % 2).tolist()) < total()
 

@@ -1,4 +1,5 @@
 """Memories against golden values, naive loops over clusters, and the invariances they promise."""
+
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,9 +10,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import affscl.memory
-from affscl.memory import (ClusterMemory, DualMemory, batch_mean, blend, blend_in_turn, check_choice, check_targets,
-                           first_of, hardest, hardest_samples, memory_rows, similarities)
+import affscl.criteria.memory
+from affscl.criteria.memory import (
+    ClusterMemory,
+    DualMemory,
+    batch_mean,
+    blend,
+    blend_in_turn,
+    check_choice,
+    check_targets,
+    first_of,
+    hardest,
+    hardest_samples,
+    memory_rows,
+    similarities,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "memory.npz"
 K, D = 7, 6
@@ -149,28 +162,28 @@ def test_hardest_samples_is_a_search_in_each_cluster(seed, n):
 
 
 def test_helpers_by_hand():
-    q = torch.tensor([[1., 0.], [0., 1.], [1., 0.], [0., 1.]])
+    q = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     targets = torch.tensor([5, 5, 2, 5])
     assert first_of(targets).tolist() == [0, 0, 2, 0]
     third = 1 / 3
-    torch.testing.assert_close(batch_mean(q, targets)[[0, 2]], torch.tensor([[third, 2 * third], [1., 0.]]))
+    torch.testing.assert_close(batch_mean(q, targets)[[0, 2]], torch.tensor([[third, 2 * third], [1.0, 0.0]]))
     torch.testing.assert_close(batch_mean(q, targets, normalise=True).norm(dim=1), torch.ones(4))
-    bank = torch.tensor([[1., 0.]] * 6)
-    assert hardest(q, targets, bank).tolist() == [[0., 1.], [0., 1.], [1., 0.], [0., 1.]]
-    blend(bank, torch.tensor([3]), torch.tensor([[0., 1.]]), 0.6)
-    torch.testing.assert_close(bank[3], torch.tensor([0.6, 0.4]) / 0.52 ** 0.5)
+    bank = torch.tensor([[1.0, 0.0]] * 6)
+    assert hardest(q, targets, bank).tolist() == [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    blend(bank, torch.tensor([3]), torch.tensor([[0.0, 1.0]]), 0.6)
+    torch.testing.assert_close(bank[3], torch.tensor([0.6, 0.4]) / 0.52**0.5)
 
 
 def test_ties_go_to_the_first_in_the_batch():
-    up, down = torch.tensor([0.6, 0.8]), torch.tensor([0.6, -0.8])     # equally similar to the row (1, 0)
-    bank = torch.tensor([[1., 0.]])
+    up, down = torch.tensor([0.6, 0.8]), torch.tensor([0.6, -0.8])  # equally similar to the row (1, 0)
+    bank = torch.tensor([[1.0, 0.0]])
     for first, second in (up, down), (down, up):
         assert torch.equal(hardest(torch.stack([first, second]), torch.tensor([0, 0]), bank)[1], first)
 
 
 def test_the_reference_is_the_row_before_the_update():
     """After the mean row has moved, the other instance would be the hardest."""
-    row, near, far = torch.tensor([[1., 0.]]), torch.tensor([0.8, 0.6]), torch.tensor([0., 1.])
+    row, near, far = torch.tensor([[1.0, 0.0]]), torch.tensor([0.8, 0.6]), torch.tensor([0.0, 1.0])
     q, targets = torch.stack([near, far, far]), torch.zeros(3, dtype=torch.long)
     memory = DualMemory(row, momentum=0.0)
     memory.update(q, targets)
@@ -200,7 +213,7 @@ def test_order_matters_to_the_sequential_update():
     one.update(q, targets)
     two.update(q.flip(0), targets)
     assert (one.bank - two.bank).norm() > 0.5
-    assert one.bank[0] @ q[-1] > 0.9 and two.bank[0] @ q[0] > 0.9     # the last one dominates
+    assert one.bank[0] @ q[-1] > 0.9 and two.bank[0] @ q[0] > 0.9  # the last one dominates
 
 
 @cases
@@ -231,7 +244,7 @@ def test_repeated_writes_carry_the_same_bits(write):
     rows, _, q, targets = world(3, 24)
     bank = rows.clone().as_subclass(Recorder)
     if write == "blend":
-        noise = 1e-7 * torch.rand(24, 1)     # new values that differ in the last bits within a cluster
+        noise = 1e-7 * torch.rand(24, 1)  # new values that differ in the last bits within a cluster
         blend(bank, targets, batch_mean(q, targets) + noise, 0.1)
     else:
         blend_in_turn(bank, targets, q, 0.1)
@@ -269,7 +282,7 @@ def test_gradient_reaches_the_features_and_not_the_memory():
     expected = ((2 * mean + hard).sum(0) / 0.05).expand_as(q)
     torch.testing.assert_close(q.grad, expected, atol=1e-3, rtol=1e-5)
     assert not list(memory.parameters())
-    memory.update(q, targets)     # q still asks for gradients: the update must not record any
+    memory.update(q, targets)  # q still asks for gradients: the update must not record any
     assert not memory.mean.requires_grad and memory.mean.grad_fn is None
 
 
@@ -316,13 +329,13 @@ def test_start_is_a_copy_of_unit_rows():
     assert torch.equal(centres, kept)
     memory = DualMemory(F.normalize(centres, dim=1), momentum=0.0)
     memory.mean.zero_()
-    assert memory.hard.norm() > 1     # the two tables do not share storage
+    assert memory.hard.norm() > 1  # the two tables do not share storage
     assert set(dict(memory.named_buffers())) == {"mean", "hard"}
 
 
 def test_memory_needs_no_host_sync(monkeypatch):
     """On a device without values (meta) anything that read a value back would fail, as the sequential update does."""
-    monkeypatch.setattr(affscl.memory, "_float32", lambda device: nullcontext())     # meta knows no autocast
+    monkeypatch.setattr(affscl.criteria.memory, "_float32", lambda device: nullcontext())  # meta knows no autocast
     q, targets = torch.empty(6, 4, device="meta"), torch.empty(6, dtype=torch.long, device="meta")
     memory = DualMemory(torch.eye(4)).to("meta")
     memory.update(q, targets)
@@ -334,15 +347,18 @@ def test_memory_needs_no_host_sync(monkeypatch):
 # Messages
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(momentum=1.0), "weight of the old row"),
-    (dict(momentum=-0.1), r"\[0, 1\)"),
-    (dict(momentum=float("nan")), r"\[0, 1\)"),
-    (dict(temperature=0), "positive"),
-    (dict(temperature=float("inf")), "finite"),
-    (dict(hard_reference="median"), "'mean', 'hard'"),
-    (dict(hard=torch.eye(3)), r"\(2, 3\), found \(3, 3\)"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(momentum=1.0), "weight of the old row"),
+        (dict(momentum=-0.1), r"\[0, 1\)"),
+        (dict(momentum=float("nan")), r"\[0, 1\)"),
+        (dict(temperature=0), "positive"),
+        (dict(temperature=float("inf")), "finite"),
+        (dict(hard_reference="median"), "'mean', 'hard'"),
+        (dict(hard=torch.eye(3)), r"\(2, 3\), found \(3, 3\)"),
+    ],
+)
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         DualMemory(torch.eye(2, 3), **options)
@@ -362,16 +378,19 @@ def test_wrong_values_are_refused():
         memory.logits(torch.eye(2, 4))
     with pytest.raises(ValueError, match="choose one of 'a', 'b'"):
         check_choice("letter", "c", ("a", "b"))
-    assert torch.equal(memory.mean, torch.eye(2, 3))     # a refused update leaves no trace
+    assert torch.equal(memory.mean, torch.eye(2, 3))  # a refused update leaves no trace
 
 
-@pytest.mark.parametrize("table, words", [
-    (torch.zeros(0, 3), "row for each cluster"),
-    (torch.ones(3), "row for each cluster"),
-    (torch.tensor([[1., 0.], [0., 0.]]), "row 1 of hard"),
-    (torch.tensor([[1., float("nan")], [1., 0.]]), "row 0 of hard"),
-    (torch.tensor([[float("inf"), 0.]]), "not finite"),
-])
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        (torch.zeros(0, 3), "row for each cluster"),
+        (torch.ones(3), "row for each cluster"),
+        (torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "row 1 of hard"),
+        (torch.tensor([[1.0, float("nan")], [1.0, 0.0]]), "row 0 of hard"),
+        (torch.tensor([[float("inf"), 0.0]]), "not finite"),
+    ],
+)
 def test_tables_that_would_poison_are_refused(table, words):
     with pytest.raises(ValueError, match=words):
         memory_rows(table, "hard")

@@ -1,4 +1,5 @@
 """The network against step-by-step computation, grouped BatchNorm, weights, extraction, sizes, refusals."""
+
 import copy
 import json
 import warnings
@@ -12,11 +13,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from affscl.attention import CAM, CASAM
-from affscl.batches import ImageStore, normalise
-from affscl.datasets import Sample
-from affscl.network import (AFF, BACKBONES, CameraNorm, GeMPool, GroupedNorm, NetworkOptions, Output, Rows, check_network_options,
-                            extract, layer_flops, load_model, load_weights, make_backbone, network_cost, read_weights)
+from affscl.data.augmentation import normalise
+from affscl.data.datasets import Sample
+from affscl.data.store import ImageStore
+from affscl.model.attention import CAM, CASAM
+from affscl.model.backbones import BACKBONES, make_backbone
+from affscl.model.cost import layer_flops, network_cost
+from affscl.model.extraction import extract
+from affscl.model.network import AFF, GeMPool, NetworkOptions, Output, check_network_options, load_model
+from affscl.model.norms import CameraNorm, GroupedNorm, Rows
+from affscl.model.weights import load_weights, read_weights
 
 SMALL = dict(backbone="resnet10", height=64, width=32)
 
@@ -36,6 +42,7 @@ def on_meta(**options):
 
 
 # ---- the neck of each camera
+
 
 def camera_neck(x, camids, training=True):
     """The layer of cameras 3 and 7 and what it says of `x`."""
@@ -99,10 +106,13 @@ def test_mirror_gives_a_crop_and_its_mirror_image_the_same_feature():
     plain.load_state_dict(model.state_dict())
     plain.eval()
     with torch.no_grad():
-        assert torch.allclose(extract(model, pictures), F.normalize(plain(pictures).neck + plain(pictures.flip(3)).neck), atol=1e-6)
+        assert torch.allclose(
+            extract(model, pictures), F.normalize(plain(pictures).neck + plain(pictures.flip(3)).neck), atol=1e-6
+        )
 
 
 # ---- the parts and the whole
+
 
 def test_forward_step_by_step():
     model, x = small(), images()
@@ -125,7 +135,9 @@ def test_gradients_reach_every_parameter(name):
     model = AFF(name, height=64, width=32, pooling="gem")
     direction = torch.randn(4, model.dim)
     (model(images(4)).unit * direction).sum().backward()
-    still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
+    still = [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+    ]
     assert still == []
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["neck.bias"]
     assert (model.neck.bias == 0).all()
@@ -163,13 +175,16 @@ def test_rows_have_unit_length(training):
     torch.testing.assert_close(small().train(training)(images()).unit.norm(dim=1), torch.ones(6))
 
 
-@pytest.mark.parametrize("options, expected", [
-    (dict(), {"global_branch": CASAM, "local_branch": CAM}),
-    (dict(swapped=True), {"global_branch": CAM, "local_branch": CASAM}),
-    (dict(parts="global"), {"global_branch": CASAM}),
-    (dict(parts="local"), {"local_branch": CAM}),
-    (dict(parts="none"), {}),
-])
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (dict(), {"global_branch": CASAM, "local_branch": CAM}),
+        (dict(swapped=True), {"global_branch": CAM, "local_branch": CASAM}),
+        (dict(parts="global"), {"global_branch": CASAM}),
+        (dict(parts="local"), {"local_branch": CAM}),
+        (dict(parts="none"), {}),
+    ],
+)
 def test_parts_and_swapped(options, expected):
     branches = dict(small(**options).attention.named_children())
     assert {n: type(getattr(b, "first", b)) for n, b in branches.items()} == expected
@@ -211,6 +226,7 @@ def test_output_is_32_bit_under_autocast():
 
 # ---- BatchNorm by groups
 
+
 def test_chunks_are_separate_forward_passes():
     plain, chunked = small(), small(bn_chunk=4)
     chunked.load_state_dict(plain.state_dict())
@@ -239,16 +255,24 @@ def test_uneven_chunks_are_shared_out():
 def test_domains_have_statistics_and_scales_of_their_own():
     both, first, second = small(domains=2), small(), small()
     a, b = images(6, seed=1), 3 * images(4, seed=2) + 1
-    torch.testing.assert_close(both(torch.cat([a, b]), torch.tensor([0] * 6 + [1] * 4)).unit,
-                               torch.cat([first(a).unit, second(b).unit]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        both(torch.cat([a, b]), torch.tensor([0] * 6 + [1] * 4)).unit,
+        torch.cat([first(a).unit, second(b).unit]),
+        rtol=1e-3,
+        atol=1e-5,
+    )
     for model in (both, first, second):
         model.eval()
     for domain, alone in enumerate((first, second)):
         torch.testing.assert_close(both(a, domain).unit, alone(a).unit, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(both(a, 0).unit, both(a, 1).unit, atol=1e-2)
     # the order of the domains in a batch is free, and scales are not shared
-    torch.testing.assert_close(both(torch.cat([b, a]), [1] * 4 + [0] * 6).unit, torch.cat([both(b, 1).unit, both(a).unit]),
-                               rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        both(torch.cat([b, a]), [1] * 4 + [0] * 6).unit,
+        torch.cat([both(b, 1).unit, both(a).unit]),
+        rtol=1e-3,
+        atol=1e-5,
+    )
     assert both.backbone.bn1.weight is not both.backbone.bn1.others[0].weight
     assert not both.neck.others[0].bias.requires_grad
 
@@ -256,18 +280,23 @@ def test_domains_have_statistics_and_scales_of_their_own():
 def test_one_domain_without_chunks_is_plain():
     plain, chunked = small(), small(bn_chunk=4)
     assert not any(isinstance(m, GroupedNorm) for m in plain.modules())
-    assert sum(isinstance(m, GroupedNorm) for m in chunked.modules()) == sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in plain.modules())
+    assert sum(isinstance(m, GroupedNorm) for m in chunked.modules()) == sum(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in plain.modules()
+    )
     assert plain.state_dict().keys() == chunked.state_dict().keys()
 
 
-@pytest.mark.parametrize("domain, words", [
-    (2, "domains=2"), (-1, "domains=2"), ([0, 1], "2 domains for 3 images"), ([0, 1, 0], "side by side")])
+@pytest.mark.parametrize(
+    "domain, words",
+    [(2, "domains=2"), (-1, "domains=2"), ([0, 1], "2 domains for 3 images"), ([0, 1, 0], "side by side")],
+)
 def test_wrong_domains(domain, words):
     with pytest.raises(ValueError, match=words):
         small(domains=2)(images(3), domain)
 
 
 # ---- sizes (Table 8)
+
 
 @pytest.mark.parametrize("reduction, millions", [(16, 24.30), (4, 26.66)])
 def test_parameters_of_the_equations_to_the_letter(reduction, millions):
@@ -322,12 +351,15 @@ def test_cost_leaves_the_model_alone_and_counts_grouped_norms_too():
 
 # ---- weights
 
+
 @pytest.fixture(scope="module")
 def mobilenet(tmp_path_factory):
     """A file as torchvision's users have them: the state of MobileNetV2, without its classifier."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("weights") / "mobilenet.pth"
-    torch.save({k: v for k, v in torchvision.models.mobilenet_v2().state_dict().items() if k.startswith("features.")}, path)
+    torch.save(
+        {k: v for k, v in torchvision.models.mobilenet_v2().state_dict().items() if k.startswith("features.")}, path
+    )
     return path
 
 
@@ -347,7 +379,9 @@ def test_classifier_and_wrappers_are_looked_through(tmp_path):
     model = AFF("resnet18", weights=str(tmp_path / "wrapped.pt"), domains=2)
     assert not model.loaded.missing and not model.loaded.unexpected
     norm = model.backbone.bn1
-    assert torch.equal(norm.weight, state["bn1.weight"]) and torch.equal(norm.others[0].running_var, state["bn1.running_var"])
+    assert torch.equal(norm.weight, state["bn1.weight"]) and torch.equal(
+        norm.others[0].running_var, state["bn1.running_var"]
+    )
 
 
 def test_a_whole_network_loads(tmp_path):
@@ -356,7 +390,9 @@ def test_a_whole_network_loads(tmp_path):
     save_file(trained.state_dict(), tmp_path / "whole.safetensors")
     model = AFF(**SMALL, weights=str(tmp_path / "whole.safetensors"))
     assert not model.loaded.missing and not model.loaded.unexpected
-    assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), model.state_dict().values(), strict=True)
+    )
     with pytest.warns(UserWarning, match="unexpected .*attention"):
         bare = AFF(**SMALL, parts="none", weights=str(tmp_path / "whole.safetensors"))
     assert bare.loaded.unexpected and all(name.startswith("attention.") for name in bare.loaded.unexpected)
@@ -401,7 +437,7 @@ def test_weights_files_run_no_code(tmp_path, capsys):
 
 
 def test_synthetic_weights_are_found_or_the_others_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("affscl.network.SHIPPED", tmp_path)
+    monkeypatch.setattr("affscl.model.weights.SHIPPED", tmp_path)
     with pytest.raises(ValueError, match="no synthetic weights for resnet10: there are some for none"):
         small(weights="synthetic")
     save_file(make_backbone("resnet10").state_dict(), tmp_path / "resnet10_synthetic.safetensors")
@@ -433,13 +469,16 @@ def test_imagenet_comes_from_torchvisions_cache_and_its_absence_is_explained(mon
 
 # ---- runs
 
+
 def write_run(run, model):
     run.mkdir()
     (run / "config.json").write_text(json.dumps(asdict(model.options) | {"epochs": 3}))
     save_file(model.state_dict(), run / "model.safetensors")
 
 
-@pytest.mark.parametrize("options", [dict(), dict(domains=3), dict(parts="local", bn_chunk=2, pooling="gem"), dict(layout="table8")])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(domains=3), dict(parts="local", bn_chunk=2, pooling="gem"), dict(layout="table8")]
+)
 def test_load_model_gives_the_same_network(tmp_path, options):
     trained = small(**options)
     trained(images())
@@ -480,24 +519,28 @@ def test_load_model_says_what_is_wrong(tmp_path):
 
 # ---- options
 
-@pytest.mark.parametrize("options, words", [
-    (dict(backbone="resnet51"), ("'resnet51'", "resnet10", "mobilenet_v2")),
-    (dict(layout="table9"), ("'table9'", "paper, table8")),
-    (dict(pooling="max"), ("'max'", "average, gem")),
-    (dict(fusion="add"), ("'add'", "multiply, residual")),
-    (dict(parts="all"), ("'all'", "both, global, local, none")),
-    (dict(last_stride=3), ("3", "1, 2")),
-    (dict(height=0), ("height=0",)),
-    (dict(width=-4), ("width=-4",)),
-    (dict(bn_chunk=1), ("bn_chunk=1",)),
-    (dict(layout="table8", parts="global"), ("parts='global'", "table8", "'both'")),
-    (dict(layout="table8", swapped=True), ("swapped=True", "table8")),
-    (dict(layout="table8", fusion="residual"), ("fusion='residual'", "table8")),
-    (dict(layout="table8", reduction=4), ("reduction=4", "table8")),
-    (dict(parts="none", fusion="residual"), ("fusion='residual'", "without attention")),
-    (dict(parts="none", swapped=True), ("swapped=True", "without attention")),
-    (dict(backbone="resnet10", reduction=200), ("reduction=200", "128 channels")),
-])
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(backbone="resnet51"), ("'resnet51'", "resnet10", "mobilenet_v2")),
+        (dict(layout="table9"), ("'table9'", "paper, table8")),
+        (dict(pooling="max"), ("'max'", "average, gem")),
+        (dict(fusion="add"), ("'add'", "multiply, residual")),
+        (dict(parts="all"), ("'all'", "both, global, local, none")),
+        (dict(last_stride=3), ("3", "1, 2")),
+        (dict(height=0), ("height=0",)),
+        (dict(width=-4), ("width=-4",)),
+        (dict(bn_chunk=1), ("bn_chunk=1",)),
+        (dict(layout="table8", parts="global"), ("parts='global'", "table8", "'both'")),
+        (dict(layout="table8", swapped=True), ("swapped=True", "table8")),
+        (dict(layout="table8", fusion="residual"), ("fusion='residual'", "table8")),
+        (dict(layout="table8", reduction=4), ("reduction=4", "table8")),
+        (dict(parts="none", fusion="residual"), ("fusion='residual'", "without attention")),
+        (dict(parts="none", swapped=True), ("swapped=True", "without attention")),
+        (dict(backbone="resnet10", reduction=200), ("reduction=200", "128 channels")),
+    ],
+)
 def test_impossible_options_are_refused(options, words):
     with pytest.raises(ValueError) as caught:
         AFF(**options)
@@ -510,7 +553,9 @@ def test_every_default_is_possible():
         AFF(heigth=128)
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(2, 3, 64, 32, dtype=torch.uint8), torch.zeros(3, 64, 32), torch.zeros(2, 1, 64, 32)])
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(2, 3, 64, 32, dtype=torch.uint8), torch.zeros(3, 64, 32), torch.zeros(2, 1, 64, 32)]
+)
 def test_wrong_images_are_refused(wrong):
     with pytest.raises(ValueError, match="expected float images"):
         small()(wrong)
@@ -518,11 +563,14 @@ def test_wrong_images_are_refused(wrong):
 
 # ---- extraction
 
+
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     """Ten little pictures on disk."""
     folder = tmp_path_factory.mktemp("crops")
-    pixels = torch.randint(0, 256, (10, 64, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    pixels = torch.randint(
+        0, 256, (10, 64, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).numpy()
     samples = []
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(folder / f"{i}.png")

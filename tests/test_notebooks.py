@@ -1,4 +1,5 @@
 """The notebooks run, each in a process of its own, and keep to the skeleton of a chapter."""
+
 import json
 import os
 import re
@@ -18,8 +19,14 @@ CAP = 40  # lines in a code cell
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path):
-    done = subprocess.run([sys.executable, "-c", RUN, str(path), os.environ.get("NB_FLAGS", "")], cwd=ROOT,
-                          env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(path), os.environ.get("NB_FLAGS", "")],
+        cwd=ROOT,
+        env=os.environ | {"MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0 and "Success." in done.stdout, done.stderr + done.stdout
 
 
@@ -32,8 +39,22 @@ def code_lines(source):
     return [line for line in source.splitlines() if line.strip()]
 
 
-def test_chapters_are_numbered_without_gaps():
-    assert [int(path.stem[:2]) for path in CHAPTERS] == list(range(len(CHAPTERS)))
+def test_no_two_chapters_have_one_number():
+    numbers = [path.stem[:2] for path in CHAPTERS]
+    assert len(set(numbers)) == len(numbers) and all(number.isdigit() for number in numbers)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_references_to_chapters_exist(path):
+    prose = "\n".join(cells(path, "markdown"))
+    linked = set(re.findall(r"\]\((\w+\.ipynb)", prose))
+    numbers = {
+        number
+        for group in re.findall(r"[Cc]hapters? ((?:\d\d(?:, | and | to )?)+)", prose)
+        for number in re.findall(r"\d\d", group)
+    }
+    assert linked <= {other.name for other in NOTEBOOKS}
+    assert numbers <= {other.stem[:2] for other in CHAPTERS}
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -65,12 +86,16 @@ class TestSkeleton:
         assert words >= 1.2 * sum(len(code_lines(source)) for source in cells(path, "code"))
 
     def test_outputs_are_stored(self, path):
-        stored = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code" and cell["outputs"]]
+        stored = [
+            cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code" and cell["outputs"]
+        ]
         text = json.dumps([cell["outputs"] for cell in stored])
         assert len(stored) >= 5
         assert '"output_type": "error"' not in text
         assert "\\r" not in text, "progress bars leave junk in stored outputs"
-        assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text, "a path of one machine in an output"
+        assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text, (
+            "a path of one machine in an output"
+        )
 
     def test_has_pictures(self, path):
         assert path.stem.endswith("cli") or '"image/png"' in path.read_text()

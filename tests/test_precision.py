@@ -1,13 +1,15 @@
 """Half precision is for the network: it ends where float32 ends, and features, clusters, memories and losses are float32."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-import affscl.training as training
-from affscl.bench import final_row
-from affscl.training import RECIPES, train
+from affscl.studies.costs import final_row
+from affscl.training import loop as training
+from affscl.training.config import RECIPES
+from affscl.training.loop import train
 
 SETTLED = dict(epochs=6, lr_step=4)  # the last two epochs at a tenth of the learning rate, where runs settle
 
@@ -50,7 +52,9 @@ def seen(tmp_path_factory):
     patch.setattr(training, "pseudo_labels", spying_labels)
     patch.setattr(training, "make_criterion", spying_criterion)
     patch.setattr(torch.nn.Conv2d, "forward", convolution(types, torch.nn.Conv2d.forward))
-    config = replace(RECIPES["tiny"], precision="bf16", device="cpu", epochs=1, iterations=2, world_ids=24, world_cams=3, p=4)
+    config = replace(
+        RECIPES["tiny"], precision="bf16", device="cpu", epochs=1, iterations=2, world_ids=24, world_cams=3, p=4
+    )
     result = train(config, tmp_path_factory.mktemp("bf16") / "run")
     patch.undo()
     types.update({f"weight {key}": value.dtype for key, value in result.model.named_parameters()})
@@ -59,11 +63,13 @@ def seen(tmp_path_factory):
 
 def convolution(types, forward):
     """A convolution that notes the type of what it gives while training."""
+
     def spying(self, x):
         y = forward(self, x)
         if self.training:
             types["convolution"] = y.dtype
         return y
+
     return spying
 
 
@@ -71,8 +77,19 @@ def test_the_network_runs_in_bf16(seen):
     assert seen["convolution"] == torch.bfloat16
 
 
-@pytest.mark.parametrize("what", ["clustered features", "output.unit", "output.neck", "loss hard", "loss mean", "loss balance",
-                                  "memory memory.mean", "memory memory.hard"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "clustered features",
+        "output.unit",
+        "output.neck",
+        "loss hard",
+        "loss mean",
+        "loss balance",
+        "memory memory.mean",
+        "memory memory.hard",
+    ],
+)
 def test_all_that_decides_is_float32(seen, what):
     assert seen[what] == torch.float32
 

@@ -1,4 +1,5 @@
 """Three regimes, one loop: with a labelled source, with labels, and with cameras known."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import affscl.training as training
-from affscl.adaptation import SOURCE, TARGET
-from affscl.cli import eval_command
-from affscl.network import load_model
-from affscl.supervised import learning_rate
-from affscl.synthetic import make_dataset
-from affscl.training import RECIPES, Config, load_data, prepare, read_history, train
+from affscl.data.domains import SOURCE, TARGET
+from affscl.data.synthetic import make_dataset
+from affscl.model.network import load_model
+from affscl.training import loop as training
+from affscl.training.cli import eval_command
+from affscl.training.config import RECIPES, Config
+from affscl.training.loading import load_data
+from affscl.training.loop import learning_rate, prepare, train
+from affscl.training.runs import read_history
 
 SHORT = replace(RECIPES["tiny"], device="cpu", epochs=2, iterations=3, p=4, k=4, k1=10)
 
@@ -22,7 +25,10 @@ SHORT = replace(RECIPES["tiny"], device="cpu", epochs=2, iterations=3, p=4, k=4,
 def worlds(tmp_path_factory):
     """Two Market-1501 trees of synthetic people: the target's and, in another look, the source's."""
     folder = tmp_path_factory.mktemp("worlds")
-    return [make_dataset(folder / name, n_ids=24, n_cams=3, seed=seed, look=look) for name, seed, look in (("target", 5, 0), ("source", 6, 1))]
+    return [
+        make_dataset(folder / name, n_ids=24, n_cams=3, seed=seed, look=look)
+        for name, seed, look in (("target", 5, 0), ("source", 6, 1))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,9 @@ def adapted(short, worlds):
 
 @pytest.fixture(scope="module")
 def supervised(short):
-    return replace(short, labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1, centre_weight=0.01, warmup=2)
+    return replace(
+        short, labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1, centre_weight=0.01, warmup=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,7 @@ def shuffle_pids(monkeypatch, domain):
         for i, pid in zip(rows, pids):
             samples[i] = samples[i]._replace(pid=int(pid))
         return replace(data, train=samples)
+
     monkeypatch.setattr(training, "load_data", shuffled)
 
 
@@ -98,10 +107,13 @@ class TestJoint:
         def spy(self, images, domain=0, camids=None):
             seen.append(domain.tolist())
             return forward(self, images, domain, camids)
+
         monkeypatch.setattr(type(job.network), "forward", spy)
         training.train_epoch(job, adapted, 1)
         steps = [d for d in seen if len(d) == adapted.p * adapted.k and set(d) == {SOURCE, TARGET}]
-        assert len(steps) >= adapted.iterations and all(d == [SOURCE] * 8 + [TARGET] * 8 for d in steps[-adapted.iterations:])
+        assert len(steps) >= adapted.iterations and all(
+            d == [SOURCE] * 8 + [TARGET] * 8 for d in steps[-adapted.iterations :]
+        )
         assert set(domains) == {SOURCE, TARGET}
 
     def test_clusters_and_scores_are_the_targets(self, joint, adapted, short):
@@ -118,18 +130,26 @@ class TestJoint:
         (joint.run / "config.json").write_text(json.dumps(config | {"source_data": str(tmp_path / "gone")}))
         eval_command([str(joint.run), "--mixed"])
         said = capsys.readouterr().out
-        assert f"mAP {100 * joint.history[-1]['mAP']:.1f} %" in said and f"mAP {100 * joint.history[-1]['mixed_mAP']:.1f} %" in said
+        assert (
+            f"mAP {100 * joint.history[-1]['mAP']:.1f} %" in said
+            and f"mAP {100 * joint.history[-1]['mixed_mAP']:.1f} %" in said
+        )
         assert load_model(joint.run).rows.domains == 2
 
     def test_cameras_of_both_domains_can_be_known(self, adapted, tmp_path):
-        known = train(replace(adapted, negatives="camera", camera_norm=True, camera_links=1.0, mirror=True, epochs=1), tmp_path / "run")
+        known = train(
+            replace(adapted, negatives="camera", camera_norm=True, camera_links=1.0, mirror=True, epochs=1),
+            tmp_path / "run",
+        )
         assert len(known.model.neck.camids) == 6 and np.isfinite(known.history[-1]["loss"])
 
 
 class TestOtherWays:
     def test_source_alone_reads_no_crop_of_the_target(self, adapted, worlds, tmp_path):
         data = load_data(replace(adapted, adapt="source"))
-        assert {sample.domain for sample in data.train} == {SOURCE} and all(str(worlds[0]) in sample.path for sample in data.query)
+        assert {sample.domain for sample in data.train} == {SOURCE} and all(
+            str(worlds[0]) in sample.path for sample in data.query
+        )
         last = train(replace(adapted, adapt="source", epochs=1), tmp_path / "run").history[-1]
         assert last["ari"] == 1 and last["outlier_share"] == 0
 
@@ -149,6 +169,7 @@ class TestOtherWays:
             if len(epochs) == 2:
                 raise KeyboardInterrupt
             return epoch(*arguments)
+
         monkeypatch.setattr(training, "train_epoch", stop_in_the_source)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "parted")
@@ -164,20 +185,55 @@ class TestRefusals:
 
     def test_a_source_without_labels(self, adapted, worlds):
         with pytest.raises(ValueError, match="a source must be labelled"):
-            load_data(replace(adapted, source="folder", source_data=str(Path(worlds[1]) / "bounding_box_train"), pattern=r"_c(?P<camid>\d)"))
+            load_data(
+                replace(
+                    adapted,
+                    source="folder",
+                    source_data=str(Path(worlds[1]) / "bounding_box_train"),
+                    pattern=r"_c(?P<camid>\d)",
+                )
+            )
 
     def test_a_pattern_is_for_folders_only(self, adapted, worlds):
-        data = load_data(replace(adapted, source="folder", source_data=str(Path(worlds[1]) / "bounding_box_train"), pattern=r"(?P<pid>\d+)_c(?P<camid>\d)"))
+        data = load_data(
+            replace(
+                adapted,
+                source="folder",
+                source_data=str(Path(worlds[1]) / "bounding_box_train"),
+                pattern=r"(?P<pid>\d+)_c(?P<camid>\d)",
+            )
+        )
         assert {sample.domain for sample in data.train} == {SOURCE, TARGET}
 
     def test_contradictions_are_told_together(self):
         with pytest.raises(ValueError) as error:
-            Config(source="market1501", labels="truth", adapt="mixed", camera_links=2.0, links_from=0, search="magic", negatives="some")
-        for word in ("labels='truth'", "joint, pretrain, source", "camera_links=2.0", "links_from=0", "exact, faiss", "'all', 'camera'"):
+            Config(
+                source="market1501",
+                labels="truth",
+                adapt="mixed",
+                camera_links=2.0,
+                links_from=0,
+                search="magic",
+                negatives="some",
+            )
+        for word in (
+            "labels='truth'",
+            "joint, pretrain, source",
+            "camera_links=2.0",
+            "links_from=0",
+            "exact, faiss",
+            "'all', 'camera'",
+        ):
             assert word in str(error.value)
 
     def test_unknown_cameras(self, short, worlds, tmp_path):
-        nameless = replace(short, dataset="folder", data=str(Path(worlds[0]) / "bounding_box_train"), pattern=r"(?P<pid>\d+)_c\d", epochs=1)
+        nameless = replace(
+            short,
+            dataset="folder",
+            data=str(Path(worlds[0]) / "bounding_box_train"),
+            pattern=r"(?P<pid>\d+)_c\d",
+            epochs=1,
+        )
         for options in ({"negatives": "camera"}, {"camera_links": 0.5}):
             with pytest.raises(ValueError, match="some are unknown"):
                 train(replace(nameless, **options), tmp_path / next(iter(options)))
@@ -185,8 +241,13 @@ class TestRefusals:
 
 class TestSupervised:
     def test_no_features_are_needed(self, supervised, tmp_path, monkeypatch):
-        monkeypatch.setattr(training, "extract_shared", lambda *_: pytest.fail("nothing is to be extracted for training"))
-        train(replace(supervised, data=str(Path(supervised.data) / "bounding_box_train"), dataset="folder", epochs=1), tmp_path / "run")
+        monkeypatch.setattr(
+            training, "extract_shared", lambda *_: pytest.fail("nothing is to be extracted for training")
+        )
+        train(
+            replace(supervised, data=str(Path(supervised.data) / "bounding_box_train"), dataset="folder", epochs=1),
+            tmp_path / "run",
+        )
 
     def test_the_classifier_outlives_the_epoch_and_an_interruption(self, taught, supervised, tmp_path):
         parted = train(replace(supervised, epochs=1), tmp_path / "parted")
@@ -197,23 +258,35 @@ class TestSupervised:
     def test_the_state_holds_classifier_centres_and_their_moments(self, taught, supervised):
         job = prepare(supervised)
         before = {key: value.clone() for key, value in job.criterion.state_dict().items()}
-        training.load_state(taught.run / "resume.safetensors", job.network, job.optimizer, job.accelerator.scaler, job.criterion)
+        training.load_state(
+            taught.run / "resume.safetensors", job.network, job.optimizer, job.accelerator.scaler, job.criterion
+        )
         assert {"classifier.weight"} <= before.keys() and any("centres" in key for key in before)
         assert all(not torch.equal(value, job.criterion.state_dict()[key]) for key, value in before.items())
-        assert all(job.optimizer.state[p] for group in job.optimizer.param_groups for p in group["params"] if p.requires_grad)
+        assert all(
+            job.optimizer.state[p] for group in job.optimizer.param_groups for p in group["params"] if p.requires_grad
+        )
 
     def test_parts_of_the_loss_are_logged(self, taught):
-        assert {"loss_cross_entropy", "loss_triplet"} <= taught.history[1].keys() and any("cent" in key for key in taught.history[1])
+        assert {"loss_cross_entropy", "loss_triplet"} <= taught.history[1].keys() and any(
+            "cent" in key for key in taught.history[1]
+        )
 
     def test_the_rate_warms_up_and_falls_at_milestones(self, supervised):
         config, rates = replace(supervised, warmup=2, milestones=(3, 4)), []
         job = prepare(config)
         for epoch in range(1, 6):
             training.set_parameters(job.optimizer, job.criterion, config, epoch)
-            assert len({group["lr"] for group in job.optimizer.param_groups}) == 1 and len(job.optimizer.param_groups) == 2
+            assert (
+                len({group["lr"] for group in job.optimizer.param_groups}) == 1 and len(job.optimizer.param_groups) == 2
+            )
             rates.append(job.optimizer.param_groups[0]["lr"])
         assert rates == pytest.approx([learning_rate(e, config.lr, config.lr_step, 2, (3, 4)) for e in range(1, 6)])
-        assert rates[0] < rates[1] < rates[2] and rates[3] == pytest.approx(rates[2] / 10) and rates[4] == pytest.approx(rates[2] / 100)
+        assert (
+            rates[0] < rates[1] < rates[2]
+            and rates[3] == pytest.approx(rates[2] / 10)
+            and rates[4] == pytest.approx(rates[2] / 100)
+        )
 
 
 class TestCameras:
@@ -232,11 +305,29 @@ class TestCameras:
         assert scored.mAP == pytest.approx(read_history(done.run)[-1]["mAP"], abs=1e-6)
 
 
-@pytest.mark.parametrize("recipe, changes", [("supervised-market1501", {}), ("market1501", {"source": "market1501"}), ("best", {})])
+@pytest.mark.parametrize(
+    "recipe, changes", [("supervised-market1501", {}), ("market1501", {"source": "market1501"}), ("best", {})]
+)
 def test_full_scale_recipes_step_at_full_size(recipe, changes, worlds, tmp_path):
     changes = changes | ({"source_data": str(worlds[1])} if changes else {})
-    config = replace(RECIPES[recipe], device="cpu", dataset="market1501", data=str(worlds[0]), p=4, k=2, k1=10, k2=3, eps=0.7, min_samples=2, epochs=1,
-                     iterations=1, workers=0, **changes)
+    config = replace(
+        RECIPES[recipe],
+        device="cpu",
+        dataset="market1501",
+        data=str(worlds[0]),
+        p=4,
+        k=2,
+        k1=10,
+        k2=3,
+        eps=0.7,
+        min_samples=2,
+        epochs=1,
+        iterations=1,
+        workers=0,
+        **changes,
+    )
     with pytest.warns(UserWarning, match="RANDOM weights"):
         result = train(config, tmp_path / "run")
-    assert (config.height, config.width) == ((256, 128) if recipe != "best" else (128, 64)) and np.isfinite(result.history[-1]["loss"])
+    assert (config.height, config.width) == ((256, 128) if recipe != "best" else (128, 64)) and np.isfinite(
+        result.history[-1]["loss"]
+    )

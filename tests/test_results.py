@@ -1,4 +1,5 @@
 """The committed results hold what the book says of them, and the shipped weights are what they are said to be."""
+
 import csv
 import json
 from pathlib import Path
@@ -7,8 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from affscl.ablation import STUDIES, check_settings, read_rows
-from affscl.network import AFF, shipped_weights
+from affscl.model.network import AFF
+from affscl.model.weights import shipped_weights
+from affscl.studies.sweeps import check_settings, read_rows
+from affscl.studies.tables import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "nbs" / "results"
@@ -25,7 +28,11 @@ def column(variant, key):
 
 def test_calibration_of_the_synthetic_world():
     for variant in ("histogram", "quick", "truth", "random"):
-        assert sorted(int(row["seed"]) for row in rows("quick_calibration.csv") if row["variant"] == variant) == [1, 2, 3]
+        assert sorted(int(row["seed"]) for row in rows("quick_calibration.csv") if row["variant"] == variant) == [
+            1,
+            2,
+            3,
+        ]
     assert max(column("histogram", "last_mAP")) < 0.35, "colours alone must not solve it"
     assert max(column("quick", "start_mAP")) < 0.45, "there must be something to learn"
     assert min(column("quick", "last_mAP")) >= 0.75, "and quick must learn it without labels"
@@ -43,7 +50,9 @@ def test_every_result_names_the_command_that_made_it(name):
     assert f"`{name}`" in (RESULTS / "README.md").read_text()
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.rglob("ablation_*.csv")), ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("ablation_*.csv")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_every_study_has_three_seeds_of_each_of_its_settings(path):
     study = path.stem.removeprefix("ablation_")
     found = read_rows(path)
@@ -64,5 +73,9 @@ def test_shipped_weights_are_small_and_fit():
         assert "make_weights.py" in file.metadata()["made_by"]
     torch.manual_seed(0)
     loaded, random = AFF("resnet10", weights="synthetic").state_dict(), AFF("resnet10").state_dict()
-    changed = [key for key in random if key.startswith("backbone.") and key.endswith("weight") and not torch.equal(loaded[key], random[key])]
+    changed = [
+        key
+        for key in random
+        if key.startswith("backbone.") and key.endswith("weight") and not torch.equal(loaded[key], random[key])
+    ]
     assert len(changed) == sum(key.startswith("backbone.") and key.endswith("weight") for key in random)

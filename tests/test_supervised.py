@@ -1,4 +1,5 @@
 """The strong baseline against naive loops, autograd with SGD, and values computed by hand."""
+
 import math
 from collections import namedtuple
 from dataclasses import replace
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affscl.datasets import Sample
-from affscl.losses import CrossEntropyTriplet, batch_hard_triplet
-from affscl.network import AFF, make_neck
-from affscl.supervised import CentreLoss, StrongBaseline, SupervisedOptions, check_supervised_options, learning_rate, true_labels
+from affscl.criteria.classifier import CentreLoss, CrossEntropyTriplet, StrongBaseline, batch_hard_triplet
+from affscl.data.datasets import Sample
+from affscl.labels.labellers import true_labels
+from affscl.model.network import AFF, make_neck
+from affscl.training.config import SupervisedOptions, check_supervised_options
+from affscl.training.loop import learning_rate
 
 Output = namedtuple("Output", "pooled neck unit")
 K, D = 6, 5
@@ -52,7 +55,9 @@ def test_true_labels_say_who_is_the_same(pids):
 
 
 def test_true_labels_need_every_pid():
-    with pytest.raises(ValueError, match=r"labels='truth' needs a pid for every training crop, and 2 of 3 have none.*labels='clusters'"):
+    with pytest.raises(
+        ValueError, match=r"labels='truth' needs a pid for every training crop, and 2 of 3 have none.*labels='clusters'"
+    ):
         true_labels(samples([None, 4, None]))
 
 
@@ -107,11 +112,11 @@ def test_centre_loss_is_the_naive_loop(seed):
 
 def test_centre_loss_by_hand():
     loss = CentreLoss(2, 2)
-    loss.centres.copy_(torch.tensor([[0., 0.], [1., 1.]]))
-    x, targets = torch.tensor([[3., 4.], [1., 3.]]), torch.tensor([0, 1])
+    loss.centres.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    x, targets = torch.tensor([[3.0, 4.0], [1.0, 3.0]]), torch.tensor([0, 1])
     assert float(loss(x, targets)) == (25 + 4) / 2
-    loss.update(x, targets, rate=0.5)                       # 2 * 0.5 / 2: halfway
-    assert loss.centres.tolist() == [[1.5, 2.], [1., 2.]]
+    loss.update(x, targets, rate=0.5)  # 2 * 0.5 / 2: halfway
+    assert loss.centres.tolist() == [[1.5, 2.0], [1.0, 2.0]]
 
 
 def test_centre_loss_pulls_features_and_learns_nothing_itself():
@@ -139,7 +144,7 @@ def test_update_is_sgd_on_the_gradient_divided_by_the_weight(seed, rate, weight)
 
 def test_update_leaves_absent_people_alone_and_ignores_order():
     x, targets = batch(3)
-    targets = targets % 4                                    # 4 and 5 are absent
+    targets = targets % 4  # 4 and 5 are absent
     one, other = CentreLoss(K, D), CentreLoss(K, D)
     other.load_state_dict(one.state_dict())
     before, order = one.centres.clone(), torch.randperm(len(x))
@@ -179,12 +184,15 @@ def test_centre_loss_computes_in_float32_under_autocast():
     assert other(x.bfloat16(), targets).dtype == torch.float32
 
 
-@pytest.mark.parametrize("features, targets, message", [
-    (torch.zeros(3, D + 1), [0, 1, 2], r"features must be \(b, 5\)"),
-    (torch.zeros(3, 1), [0, 1, 2], r"features must be \(b, 5\)"),
-    (torch.zeros(3, D), [0, 1, K], r"targets must lie in 0\.\.5"),
-    (torch.zeros(3, D), [0, 1, -1], "outliers"),
-])
+@pytest.mark.parametrize(
+    "features, targets, message",
+    [
+        (torch.zeros(3, D + 1), [0, 1, 2], r"features must be \(b, 5\)"),
+        (torch.zeros(3, 1), [0, 1, 2], r"features must be \(b, 5\)"),
+        (torch.zeros(3, D), [0, 1, K], r"targets must lie in 0\.\.5"),
+        (torch.zeros(3, D), [0, 1, -1], "outliers"),
+    ],
+)
 def test_centre_loss_refuses(features, targets, message):
     loss = CentreLoss(K, D)
     with pytest.raises(ValueError, match=message):
@@ -211,7 +219,7 @@ def test_parts_are_the_pieces(seed, share):
     torch.manual_seed(seed)
     x, targets = batch(seed)
     criterion, output = StrongBaseline(K, D, label_smoothing=share, margin=0.2, centre_weight=0.01), outputs(x)
-    criterion.classifier.weight.data.mul_(1000)              # logits worth looking at
+    criterion.classifier.weight.data.mul_(1000)  # logits worth looking at
     parts = criterion(output, targets)
     assert list(parts) == ["cross_entropy", "triplet", "centre"]
     logits = (output.neck @ criterion.classifier.weight.T).detach()
@@ -223,13 +231,13 @@ def test_parts_are_the_pieces(seed, share):
 def test_starts_as_published():
     torch.manual_seed(0)
     criterion = StrongBaseline(300, 400)
-    weight, = criterion.parameters()
+    (weight,) = criterion.parameters()
     assert weight is criterion.classifier.weight and criterion.classifier.bias is None
     assert weight.shape == (300, 400) and weight.requires_grad
     assert abs(float(weight.detach().mean())) < 1e-5 and float(weight.detach().std()) == pytest.approx(0.001, rel=0.02)
     x = torch.randn(8, 400)
     first = criterion(outputs(x), torch.arange(8))["cross_entropy"]
-    assert float(first.detach()) == pytest.approx(math.log(300), abs=0.05)      # it cannot tell anybody apart yet
+    assert float(first.detach()) == pytest.approx(math.log(300), abs=0.05)  # it cannot tell anybody apart yet
 
 
 def test_persists_and_is_a_baseline():
@@ -259,8 +267,8 @@ def test_behind_the_neck_the_classifier_can_neither_move_nor_stretch_the_feature
     x, targets = batch(seed, b=32)
     criterion, neck = StrongBaseline(K, D), make_neck(D)
     criterion.classifier.weight.data.mul_(1000)
-    slope, = torch.autograd.grad(criterion(Output(x, neck(x), x), targets)["cross_entropy"], x)
-    assert float(slope.abs().max()) > 1e-3                     # it has wishes, but not these
+    (slope,) = torch.autograd.grad(criterion(Output(x, neck(x), x), targets)["cross_entropy"], x)
+    assert float(slope.abs().max()) > 1e-3  # it has wishes, but not these
     away = (x - x.mean(0)).detach()
     torch.testing.assert_close(slope.sum(0), torch.zeros(D), rtol=0, atol=1e-5)
     torch.testing.assert_close((slope * away).sum(0), torch.zeros(D), rtol=0, atol=1e-3)
@@ -272,7 +280,9 @@ def test_centre_loss_comes_off():
     assert list(criterion(outputs(x), targets)) == ["cross_entropy", "triplet"]
     before = {name: value.clone() for name, value in criterion.state_dict().items()}
     criterion.update(outputs(x), targets)
-    assert set(before) == {"classifier.weight"} and torch.equal(before["classifier.weight"], criterion.classifier.weight)
+    assert set(before) == {"classifier.weight"} and torch.equal(
+        before["classifier.weight"], criterion.classifier.weight
+    )
 
 
 def test_one_step_equals_the_published_two_optimizers():
@@ -329,14 +339,17 @@ def test_trains_a_network_with_any_of_the_parts(parts):
     assert model.neck.bias.grad is None
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(n_classes=1), "two people or more to tell apart, found 1"),
-    (dict(label_smoothing=1.0), "label_smoothing must lie in"),
-    (dict(margin=-0.1), "margin must not be negative"),
-    (dict(centre_weight=-1.0), "centre_weight=-1.0: must be 0"),
-    (dict(centre_weight=float("nan")), "centre_weight=nan"),
-    (dict(centre_weight=0.1, centre_rate=1.5), "centre_rate=1.5: must lie between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(n_classes=1), "two people or more to tell apart, found 1"),
+        (dict(label_smoothing=1.0), "label_smoothing must lie in"),
+        (dict(margin=-0.1), "margin must not be negative"),
+        (dict(centre_weight=-1.0), "centre_weight=-1.0: must be 0"),
+        (dict(centre_weight=float("nan")), "centre_weight=nan"),
+        (dict(centre_weight=0.1, centre_rate=1.5), "centre_rate=1.5: must lie between 0 and 1"),
+    ],
+)
 def test_criterion_refuses(wrong, message):
     with pytest.raises(ValueError, match=message):
         StrongBaseline(**{"n_classes": K, "d": D} | wrong)
@@ -350,16 +363,19 @@ def test_criterion_refuses_unknown_people():
 # Options
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(warmup=-1), "warmup=-1: must not be negative"),
-    (dict(milestones=(70, 40)), "milestones="),
-    (dict(milestones=(40, 40)), "milestones="),
-    (dict(milestones=(0, 40)), "milestones="),
-    (dict(centre_weight=-0.1), "centre_weight=-0.1"),
-    (dict(centre_weight=float("inf")), "centre_weight=inf"),
-    (dict(centre_rate=-0.5), "centre_rate=-0.5"),
-    (dict(centre_rate=float("nan")), "centre_rate=nan"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(warmup=-1), "warmup=-1: must not be negative"),
+        (dict(milestones=(70, 40)), "milestones="),
+        (dict(milestones=(40, 40)), "milestones="),
+        (dict(milestones=(0, 40)), "milestones="),
+        (dict(centre_weight=-0.1), "centre_weight=-0.1"),
+        (dict(centre_weight=float("inf")), "centre_weight=inf"),
+        (dict(centre_rate=-0.5), "centre_rate=-0.5"),
+        (dict(centre_rate=float("nan")), "centre_rate=nan"),
+    ],
+)
 def test_options_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         check_supervised_options(replace(SupervisedOptions(), **wrong))
@@ -374,4 +390,4 @@ def test_options_tell_all_problems_at_once():
 def test_options_accepted():
     check_supervised_options(SupervisedOptions())
     check_supervised_options(SupervisedOptions(10, (40, 70), 0.0005, 0.5))
-    check_supervised_options(SupervisedOptions(milestones=[40, 70]))   # as JSON brings them back
+    check_supervised_options(SupervisedOptions(milestones=[40, 70]))  # as JSON brings them back

@@ -1,4 +1,5 @@
 """Synthetic worlds: the same bytes for the same parameters, a tree that loads, and a difficulty in the wanted range."""
+
 import colorsys
 import json
 import math
@@ -11,10 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from affscl import synthetic
-from affscl.synthetic import (BAGS, BOTTOMS, HAIRSTYLES, HEADWEAR, PATTERNS, TOPS, Box, Frame, Garment, Person, Pose, Studio, World,
-                              draw_box, draw_crop, draw_distractor, draw_junk, hsv_histograms, make_camera, make_dataset,
-                              make_fashion, pattern_mask, put, render, skeleton, spread, stream)
+from affscl.data import synthetic
+from affscl.data.cameras import Box, draw_box, make_camera, render, spread
+from affscl.data.drawing import Frame, pattern_mask, put
+from affscl.data.people import (
+    BAGS,
+    BOTTOMS,
+    HAIRSTYLES,
+    HEADWEAR,
+    PATTERNS,
+    TOPS,
+    Garment,
+    Person,
+    Pose,
+    make_fashion,
+    skeleton,
+    stream,
+)
+from affscl.data.synthetic import Studio, World, draw_crop, draw_distractor, draw_junk, hsv_histograms, make_dataset
 
 SMALL = dict(n_ids=8, n_test_ids=3, n_cams=4, size=(64, 32))
 NAME = re.compile(r"(-1|\d{4})_c(\d)s1_\d{6}_\d\d\.jpg")
@@ -27,7 +42,9 @@ def tree(root):
 
 def crops(root, folder):
     """(pid, camid, path) of every crop in a folder; a name that is none of Market-1501's fails."""
-    return [(int(m[1]), int(m[2]), path) for path in sorted((root / folder).iterdir()) for m in [NAME.fullmatch(path.name)]]
+    return [
+        (int(m[1]), int(m[2]), path) for path in sorted((root / folder).iterdir()) for m in [NAME.fullmatch(path.name)]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +56,9 @@ def test_same_parameters_same_bytes(small, tmp_path):
     assert tree(make_dataset(tmp_path / "again", **SMALL)) == tree(small)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"look": 1}, {"camera_shift": 2}, {"scenery": 0}, {"nuisance": 0}, {"similarity": 3}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"look": 1}, {"camera_shift": 2}, {"scenery": 0}, {"nuisance": 0}, {"similarity": 3}]
+)
 def test_every_parameter_changes_the_crops(small, tmp_path, change):
     one = Studio(World(**SMALL)), Studio(World(**SMALL | change))
     same = [np.array_equal(*(draw_crop(s, pid, 1, 0) for s in one)) for pid in range(1, 13)]
@@ -68,7 +87,8 @@ def test_a_camera_does_not_depend_on_how_many_there_are():
 
 
 def test_the_tree_is_market1501(small):
-    from affscl.datasets import load_dataset
+    from affscl.data.datasets import load_dataset
+
     data = load_dataset("market1501", small)
     assert {s.pid for s in data.train} == {1, 2, 3, 4, 5}
     assert {s.pid for s in data.query} == {6, 7, 8}
@@ -159,11 +179,21 @@ def test_two_makers_of_one_world_do_not_collide(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["world"]
 
 
-@pytest.mark.parametrize("wrong, told", [
-    ({"n_ids": 3}, "at least 2 people to train on"), ({"n_test_ids": 7}, "n_test_ids"), ({"n_test_ids": 0}, "n_test_ids"),
-    ({"n_cams": 1}, "n_cams must be at least 2"), ({"crops_per_camera": 1}, "crops_per_camera must be at least 2"),
-    ({"size": (128, 8)}, "height, width"), ({"size": (64,)}, "height, width"), ({"seed": -1}, "seed must not be negative"),
-    ({"camera_shift": -.5}, "camera_shift must not"), ({"junk": -1}, "junk must not")])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"n_ids": 3}, "at least 2 people to train on"),
+        ({"n_test_ids": 7}, "n_test_ids"),
+        ({"n_test_ids": 0}, "n_test_ids"),
+        ({"n_cams": 1}, "n_cams must be at least 2"),
+        ({"crops_per_camera": 1}, "crops_per_camera must be at least 2"),
+        ({"size": (128, 8)}, "height, width"),
+        ({"size": (64,)}, "height, width"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"camera_shift": -0.5}, "camera_shift must not"),
+        ({"junk": -1}, "junk must not"),
+    ],
+)
 def test_impossible_worlds_are_refused(tmp_path, wrong, told):
     with pytest.raises(ValueError, match=told):
         make_dataset(tmp_path / "world", **SMALL | wrong)
@@ -172,7 +202,12 @@ def test_impossible_worlds_are_refused(tmp_path, wrong, told):
 
 def test_the_record_tells_all_parameters(small):
     record = json.loads((small / "world.json").read_text())
-    assert record["n_ids"] == 8 and record["size"] == [64, 32] and record["junk"] == 1 and record["version"] == synthetic.VERSION
+    assert (
+        record["n_ids"] == 8
+        and record["size"] == [64, 32]
+        and record["junk"] == 1
+        and record["version"] == synthetic.VERSION
+    )
 
 
 def test_looks_are_different_worlds():
@@ -192,7 +227,7 @@ def test_camera_shift_zero_makes_colours_equal():
 @given(start=st.floats(0, 1, exclude_max=True), n=st.integers(2, 40))
 def test_spread_keeps_its_distance(start, n):
     values = np.sort([spread(i, start) for i in range(n)])
-    assert -1 <= values[0] and values[-1] < 1 + 1e-12 and np.diff(values).min() > 0.7 / n
+    assert values[0] >= -1 and values[-1] < 1 + 1e-12 and np.diff(values).min() > 0.7 / n
 
 
 @settings(deadline=None, max_examples=40)
@@ -200,16 +235,16 @@ def test_spread_keeps_its_distance(start, n):
 def test_skeletons_hold_together(number, phase, walk):
     person = Studio(World()).stranger(number)
     joints = skeleton(person, Pose(phase=phase, walk=walk))
-    assert max(joints[f"{side} ankle"][1] for side in ("left", "right")) == pytest.approx(.96)
+    assert max(joints[f"{side} ankle"][1] for side in ("left", "right")) == pytest.approx(0.96)
     for side in ("left", "right"):
-        assert math.dist(joints[f"{side} hip"], joints[f"{side} knee"]) == pytest.approx(.49 * (person.legs - .04))
+        assert math.dist(joints[f"{side} hip"], joints[f"{side} knee"]) == pytest.approx(0.49 * (person.legs - 0.04))
 
 
 def test_frame_turns_left_and_right():
-    ahead = (0, .5, .1)
-    assert Frame(0, 0, 100, yaw=0)(ahead)[0] == 0 and Frame(0, 0, 100).depth(ahead) == pytest.approx(.1)
+    ahead = (0, 0.5, 0.1)
+    assert Frame(0, 0, 100, yaw=0)(ahead)[0] == 0 and Frame(0, 0, 100).depth(ahead) == pytest.approx(0.1)
     assert Frame(0, 0, 100, yaw=math.pi / 2)(ahead)[0] > 10
-    assert Frame(0, 0, 100, yaw=math.pi).depth(ahead) == pytest.approx(-.1)
+    assert Frame(0, 0, 100, yaw=math.pi).depth(ahead) == pytest.approx(-0.1)
 
 
 def drawn(person, yaw):
@@ -221,22 +256,31 @@ def drawn(person, yaw):
 PLAIN = Person(Garment("t-shirt", (40, 80, 160)), Garment("trousers", (30, 30, 30)))
 
 
-@pytest.mark.parametrize("changes", [{"top": Garment(kind, (40, 80, 160))} for kind in TOPS if kind != "t-shirt"]
-                         + [{"bottom": Garment(kind, (30, 30, 30))} for kind in BOTTOMS if kind != "trousers"]
-                         + [{"top": Garment("t-shirt", (40, 80, 160), pattern)} for pattern in PATTERNS if pattern != "plain"]
-                         + [{"hairstyle": style} for style in HAIRSTYLES if style != "short"]
-                         + [{"headwear": kind} for kind in HEADWEAR if kind != "none"] + [{"bag": kind} for kind in BAGS if kind != "none"]
-                         + [{"glasses": True}, {"beard": True}, {"scarf": (200, 0, 0)}, {"boots": True}, {"girth": 1.3}, {"head": 1.14}],
-                         ids=lambda c: str(next(iter(c.values()))))
+@pytest.mark.parametrize(
+    "changes",
+    [{"top": Garment(kind, (40, 80, 160))} for kind in TOPS if kind != "t-shirt"]
+    + [{"bottom": Garment(kind, (30, 30, 30))} for kind in BOTTOMS if kind != "trousers"]
+    + [{"top": Garment("t-shirt", (40, 80, 160), pattern)} for pattern in PATTERNS if pattern != "plain"]
+    + [{"hairstyle": style} for style in HAIRSTYLES if style != "short"]
+    + [{"headwear": kind} for kind in HEADWEAR if kind != "none"]
+    + [{"bag": kind} for kind in BAGS if kind != "none"]
+    + [{"glasses": True}, {"beard": True}, {"scarf": (200, 0, 0)}, {"boots": True}, {"girth": 1.3}, {"head": 1.14}],
+    ids=lambda c: str(next(iter(c.values()))),
+)
 def test_everything_that_makes_a_person_can_be_seen(changes):
     other = Person(**{"top": PLAIN.top, "bottom": PLAIN.bottom} | changes)
-    assert max(np.abs(drawn(other, yaw) - drawn(PLAIN, yaw)).max() for yaw in (.3, 2.8)) > 20
+    assert max(np.abs(drawn(other, yaw) - drawn(PLAIN, yaw)).max() for yaw in (0.3, 2.8)) > 20
 
 
 def test_the_view_decides_what_is_seen():
     def visible(yaw, colour=(250, 0, 250), **changes):
         image = drawn(Person(**{"top": PLAIN.top, "bottom": PLAIN.bottom} | changes), yaw)
-        return int((np.abs(image / np.maximum(image.max(axis=2, keepdims=True), 1) - np.array(colour) / 250).max(axis=2) < .05).sum())
+        return int(
+            (
+                np.abs(image / np.maximum(image.max(axis=2, keepdims=True), 1) - np.array(colour) / 250).max(axis=2)
+                < 0.05
+            ).sum()
+        )
 
     logo = {"top": Garment("t-shirt", (40, 80, 160), "logo", (250, 0, 250))}
     assert visible(0, **logo) > 20 and visible(math.pi, **logo) == 0
@@ -246,23 +290,26 @@ def test_the_view_decides_what_is_seen():
     assert visible(math.pi, **pack) > 3 * visible(0, **pack) > 0
 
 
-@pytest.mark.parametrize("pattern, share", [("stripes", .45), ("bars", .4), ("checks", .5), ("dots", .09 * math.pi), ("plain", 0), ("logo", 0)])
+@pytest.mark.parametrize(
+    "pattern, share",
+    [("stripes", 0.45), ("bars", 0.4), ("checks", 0.5), ("dots", 0.09 * math.pi), ("plain", 0), ("logo", 0)],
+)
 def test_patterns_cover_the_share_they_should(pattern, share):
     x, y = np.arange(400)[None] / 400, np.arange(400)[:, None] / 400
-    mask = pattern_mask(pattern, x, y, .1)
-    assert mask.shape == (400, 400) and mask.mean() == pytest.approx(share, abs=.03)
+    mask = pattern_mask(pattern, x, y, 0.1)
+    assert mask.shape == (400, 400) and mask.mean() == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.parametrize("occluder", ["post", "bush", "bonnet", "passer-by"])
 def test_occluders_hide_something(occluder):
     camera = make_camera(0, 0, 1)
     free, hidden = (render(camera, stream(5), PLAIN, box=Box(occluder=o)) for o in ("none", occluder))
-    assert (np.abs(free.astype(int) - hidden).max(axis=2) > 40).mean() > .02
+    assert (np.abs(free.astype(int) - hidden).max(axis=2) > 40).mean() > 0.02
 
 
 def test_no_nuisance_gives_equal_boxes_without_occluders():
     boxes = [draw_box(stream(i), nuisance=0) for i in range(20)]
-    assert {(box.x, box.size, box.occluder) for box in boxes} == {(.5, .94, "none")}
+    assert {(box.x, box.size, box.occluder) for box in boxes} == {(0.5, 0.94, "none")}
     assert len({draw_box(stream(i)).size for i in range(20)}) == 20
 
 
@@ -293,11 +340,15 @@ def test_histograms_come_in_blocks():
 
 
 def test_histograms_find_some_but_not_most(tmp_path):
-    from affscl.evaluation import score
+    from affscl.scores.evaluation import score
+
     root = make_dataset(tmp_path / "world", n_ids=32, n_test_ids=30, distractors=30)
     (query, gallery) = (crops(root, folder) for folder in ("query", "bounding_box_test"))
-    features = [hsv_histograms(np.stack([np.asarray(Image.open(path)).transpose(2, 0, 1) for *_, path in part])) for part in (query, gallery)]
+    features = [
+        hsv_histograms(np.stack([np.asarray(Image.open(path)).transpose(2, 0, 1) for *_, path in part]))
+        for part in (query, gallery)
+    ]
     distance = np.abs(features[0][:, None] - features[1][None]).sum(axis=2)
     (qp, qc), (gp, gc) = (np.array([row[:2] for row in part]).T for part in (query, gallery))
     keep = gp >= 0
-    assert .08 < score(distance[:, keep], qp, gp[keep], qc, gc[keep]).mAP < .40
+    assert 0.08 < score(distance[:, keep], qp, gp[keep], qc, gc[keep]).mAP < 0.40

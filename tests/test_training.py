@@ -1,4 +1,5 @@
 """The loop: what it may read, what it writes, how it stops and goes on."""
+
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-import affscl.training as training
-from affscl.network import load_model
-from affscl.synthetic import make_dataset
-from affscl.training import (RECIPES, Config, differences, evaluate_model, load_config, load_state, new_run, prepare, read_history,
-                             results_table, save_state, train)
+from affscl.data.synthetic import make_dataset
+from affscl.model.network import load_model
+from affscl.scores.benchmark import evaluate_model
+from affscl.training import loop as training
+from affscl.training.config import RECIPES, Config, differences
+from affscl.training.loop import prepare, train
+from affscl.training.progress import results_table
+from affscl.training.runs import load_config, load_state, new_run, read_history, save_state
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = replace(RECIPES["tiny"], device="cpu", epochs=2, iterations=3, p=4, k=4, k1=10)
@@ -47,9 +51,33 @@ def same(a, b):
 
 class TestConfig:
     def test_full_recipes_carry_the_papers_settings(self):
-        paper = dict(backbone="resnet50", layout="paper", height=256, width=128, p=16, k=8, epochs=60, lr=3.5e-4, lr_step=20,
-                     weight_decay=5e-4, k1=30, k2=6, min_samples=4, iterations=400, momentum=0.1, temperature=0.05,
-                     hard_weight=0.75, mean_weight=0.25, criterion="symmetric", balance="auto", flip=0.5, pad=10, erase=0.5, bn_chunk=64, last_stride=1)
+        paper = dict(
+            backbone="resnet50",
+            layout="paper",
+            height=256,
+            width=128,
+            p=16,
+            k=8,
+            epochs=60,
+            lr=3.5e-4,
+            lr_step=20,
+            weight_decay=5e-4,
+            k1=30,
+            k2=6,
+            min_samples=4,
+            iterations=400,
+            momentum=0.1,
+            temperature=0.05,
+            hard_weight=0.75,
+            mean_weight=0.25,
+            criterion="symmetric",
+            balance="auto",
+            flip=0.5,
+            pad=10,
+            erase=0.5,
+            bn_chunk=64,
+            last_stride=1,
+        )
         for name, eps in (("market1501", 0.65), ("dukemtmc", 0.7), ("msmt17", 0.6)):
             recipe = RECIPES[name]
             assert {key: getattr(recipe, key) for key in paper} == paper
@@ -69,6 +97,7 @@ class TestConfig:
 
     def test_every_field_has_a_comment(self):
         import inspect
+
         lines = {}
         for base in Config.__mro__[:-1]:
             for line in inspect.getsource(base).splitlines():
@@ -80,14 +109,31 @@ class TestConfig:
 
 class TestRun:
     def test_folder_holds_what_it_should(self, done):
-        assert {"config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"} == {p.name for p in done.run.iterdir()}
+        assert {"config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"} == {
+            p.name for p in done.run.iterdir()
+        }
         assert load_config(done.run).eps == SHORT.eps
 
     def test_metrics_have_a_row_before_training_and_one_an_epoch(self, done):
         rows = read_history(done.run)
         assert [row["epoch"] for row in rows] == [0, 1, 2] and rows == done.history
-        assert {"epoch", "loss", "loss_hard", "loss_mean", "loss_balance", "clusters", "outlier_share", "multi_camera_share",
-                "ari", "nmi", "mAP", "rank1", "rank5", "rank10", "seconds"} <= rows[1].keys()
+        assert {
+            "epoch",
+            "loss",
+            "loss_hard",
+            "loss_mean",
+            "loss_balance",
+            "clusters",
+            "outlier_share",
+            "multi_camera_share",
+            "ari",
+            "nmi",
+            "mAP",
+            "rank1",
+            "rank5",
+            "rank10",
+            "seconds",
+        } <= rows[1].keys()
         assert rows[1]["seconds"].keys() == {"extract", "label", "train", "evaluate"}
         assert rows[1]["loss"] == pytest.approx(sum(rows[1][f"loss_{part}"] for part in ("hard", "mean", "balance")))
 
@@ -123,7 +169,9 @@ class TestRun:
         job = prepare(short)
         rates = []
         for epoch in (1, 20, 21, 41):
-            training.set_parameters(job.optimizer, type("None", (), {"parameters": lambda self: []})(), replace(short, lr_step=20), epoch)
+            training.set_parameters(
+                job.optimizer, type("None", (), {"parameters": lambda self: []})(), replace(short, lr_step=20), epoch
+            )
             rates.append(job.optimizer.param_groups[0]["lr"])
         assert rates == pytest.approx([3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6])
 
@@ -151,8 +199,11 @@ class TestRun:
         history = train(replace(short, labels="truth", epochs=1), tmp_path / "run").history
         assert history[1]["ari"] == 1 and history[1]["clusters"] == 16
         load = training.load_data
-        monkeypatch.setattr(training, "load_data", lambda config: replace(
-            load(config), train=[sample._replace(pid=None) for sample in load(config).train]))
+        monkeypatch.setattr(
+            training,
+            "load_data",
+            lambda config: replace(load(config), train=[sample._replace(pid=None) for sample in load(config).train]),
+        )
         with pytest.raises(ValueError, match="needs a pid"):
             train(replace(short, labels="truth"), tmp_path / "none")
 
@@ -171,7 +222,9 @@ class TestResume:
         resumed = train(short, resume=run)
         assert same(resumed.model.state_dict(), done.model.state_dict())
         keys = ("loss", "clusters", "ari", "mAP", "rank1")
-        assert [[row.get(key) for key in keys] for row in resumed.history] == [[row.get(key) for key in keys] for row in done.history]
+        assert [[row.get(key) for key in keys] for row in resumed.history] == [
+            [row.get(key) for key in keys] for row in done.history
+        ]
 
     def test_an_error_in_mid_epoch_loses_only_that_epoch(self, done, short, tmp_path, monkeypatch):
         loader = training.train_loader
@@ -310,6 +363,7 @@ class TestFoldersOfCrops:
 
     def test_unreadable_crops_are_all_listed_before_training(self, world, tmp_path):
         import shutil
+
         broken = Path(shutil.copytree(world, tmp_path / "broken"))
         names = sorted((broken / "bounding_box_train").iterdir())[3:5]
         for path in names:
@@ -321,7 +375,19 @@ class TestFoldersOfCrops:
 
 
 def test_full_size_path(world, tmp_path):
-    config = replace(RECIPES["market1501"], data=str(world), device="cpu", workers=0, epochs=1, iterations=2, p=4, k=2, k1=10, eps=0.3, bn_chunk=4)
+    config = replace(
+        RECIPES["market1501"],
+        data=str(world),
+        device="cpu",
+        workers=0,
+        epochs=1,
+        iterations=2,
+        p=4,
+        k=2,
+        k1=10,
+        eps=0.3,
+        bn_chunk=4,
+    )
     with pytest.warns(UserWarning, match="RANDOM"):
         history = train(config, tmp_path / "run").history
     assert np.isfinite(history[1]["loss"]) and history[1]["mAP"] > 0
@@ -332,9 +398,13 @@ def test_two_processes_agree_with_one(short, tmp_path):
     config = replace(short, iterations=2, epochs=1, eps=0.7)
     one = train(replace(config, bn_chunk=config.p * config.k // 2), tmp_path / "one").history[1]
     script = tmp_path / "main.py"
-    script.write_text(f"from affscl.training import Config, train\ntrain(Config(**{asdict(config)!r}), {str(tmp_path / 'two')!r})\n")
+    script.write_text(
+        f"from affscl import Config, train\ntrain(Config(**{asdict(config)!r}), {str(tmp_path / 'two')!r})\n"
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     two = read_history(tmp_path / "two")[1]
     assert two["clusters"] == one["clusters"]
@@ -342,7 +412,9 @@ def test_two_processes_agree_with_one(short, tmp_path):
 
 
 def test_results_table_names_the_flattering_row():
-    rows = [{"epoch": n, "mAP": mAP, "rank1": mAP, "rank5": mAP, "rank10": mAP} for n, mAP in enumerate((0.1, 0.5, 0.4))]
+    rows = [
+        {"epoch": n, "mAP": mAP, "rank1": mAP, "rank5": mAP, "rank10": mAP} for n, mAP in enumerate((0.1, 0.5, 0.4))
+    ]
     table = results_table(rows).splitlines()
     assert table[1].split() == ["start"] + ["10.0"] * 4
     assert table[2].startswith("best, epoch 1") and table[2].split()[-4:] == ["50.0"] * 4

@@ -6,6 +6,7 @@ For each seed: retrieval by HSV histograms; `quick`; the same network trained as
 `quick` from random weights. Writes nbs/results/quick_calibration.csv, a row a run; runs that are in the file
 already are not repeated. About three minutes a run on two CPU cores, half an hour in all.
 """
+
 import argparse
 import csv
 import tempfile
@@ -16,32 +17,62 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from affscl.batches import ImageStore
-from affscl.evaluation import score
-from affscl.synthetic import hsv_histograms
-from affscl.training import RECIPES, known, load_data, train
+from affscl.data.datasets import known
+from affscl.data.store import ImageStore
+from affscl.data.synthetic import hsv_histograms
+from affscl.scores.evaluation import score
+from affscl.training.config import RECIPES
+from affscl.training.loading import load_data
+from affscl.training.loop import train
 
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "quick_calibration.csv"
 VARIANTS = {"histogram": None, "quick": {}, "truth": {"labels": "truth"}, "random": {"weights": None}}
-COLUMNS = ["variant", "seed", "start_mAP", "last_mAP", "best_mAP", "start_rank1", "last_rank1", "clusters", "ari", "seconds", "threads"]
+COLUMNS = [
+    "variant",
+    "seed",
+    "start_mAP",
+    "last_mAP",
+    "best_mAP",
+    "start_rank1",
+    "last_rank1",
+    "clusters",
+    "ari",
+    "seconds",
+    "threads",
+]
 
 
 def histogram_row(config):
     """mAP of the hand-made feature, by the L1 distance."""
     data = load_data(config)
-    stores = [ImageStore(samples, config.height, config.width, progress=False) for samples in (data.query, data.gallery)]
+    stores = [
+        ImageStore(samples, config.height, config.width, progress=False) for samples in (data.query, data.gallery)
+    ]
     query, gallery = (hsv_histograms(store.batch(np.arange(len(store)))) for store in stores)
     distance = torch.cdist(torch.from_numpy(query), torch.from_numpy(gallery), p=1)
     scores = score(distance, *(known(s.samples, "pid") for s in stores), *(known(s.samples, "camid") for s in stores))
-    return {"start_mAP": scores.mAP, "last_mAP": scores.mAP, "best_mAP": scores.mAP, "start_rank1": scores.cmc[0], "last_rank1": scores.cmc[0]}
+    return {
+        "start_mAP": scores.mAP,
+        "last_mAP": scores.mAP,
+        "best_mAP": scores.mAP,
+        "start_rank1": scores.cmc[0],
+        "last_rank1": scores.cmc[0],
+    }
 
 
 def training_row(config):
     """The figures of one run."""
     with tempfile.TemporaryDirectory() as folder:
         rows = train(config, out=folder).history
-    return {"start_mAP": rows[0]["mAP"], "last_mAP": rows[-1]["mAP"], "best_mAP": max(row["mAP"] for row in rows),
-            "start_rank1": rows[0]["rank1"], "last_rank1": rows[-1]["rank1"], "clusters": rows[-1]["clusters"], "ari": rows[-1]["ari"]}
+    return {
+        "start_mAP": rows[0]["mAP"],
+        "last_mAP": rows[-1]["mAP"],
+        "best_mAP": max(row["mAP"] for row in rows),
+        "start_rank1": rows[0]["rank1"],
+        "last_rank1": rows[-1]["rank1"],
+        "clusters": rows[-1]["clusters"],
+        "ari": rows[-1]["ari"],
+    }
 
 
 def measure(variant, seed):
@@ -49,7 +80,13 @@ def measure(variant, seed):
     config, start = replace(RECIPES["quick"], seed=seed, world_seed=seed, device="cpu"), time.time()
     row = histogram_row(config) if variant == "histogram" else training_row(replace(config, **VARIANTS[variant]))
     row = {key: round(float(value), 4) for key, value in row.items()}
-    return {"variant": variant, "seed": seed, **row, "seconds": round(time.time() - start), "threads": torch.get_num_threads()}
+    return {
+        "variant": variant,
+        "seed": seed,
+        **row,
+        "seconds": round(time.time() - start),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def main():
@@ -69,7 +106,9 @@ def main():
             with TARGET.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
-                writer.writerows(sorted([*rows, new], key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"]))))
+                writer.writerows(
+                    sorted([*rows, new], key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
+                )
             print(new, flush=True)
 
 

@@ -1,11 +1,12 @@
 """Write the numbers of a run's metrics.jsonl as a CSV file, a row an epoch.
 
-    python tools/history_csv.py RUN FILE.csv
+python tools/history_csv.py RUN FILE.csv
 """
+
 import csv
 import sys
 
-from affscl.training import read_history
+from affscl.training.runs import read_history
 
 
 def flat(row):

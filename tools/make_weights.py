@@ -6,6 +6,7 @@ What ImageNet weights are to the paper, these are to the recipes `quick` and `ti
 clusters can form. The people, garments, cameras and light are those of look 1; the recipes train and test
 on look 0. Only the backbone is kept, in half precision, in affscl/weights/.
 """
+
 import argparse
 import tempfile
 from dataclasses import replace
@@ -13,11 +14,22 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from affscl.training import RECIPES, train
+from affscl.training.config import RECIPES
+from affscl.training.loop import train
 
 TARGET = Path(__file__).resolve().parent.parent / "affscl" / "weights"
-START = replace(RECIPES["quick"], recipe="start", labels="truth", weights=None, epochs=10, lr_step=8,
-                world_look=1, world_seed=100, world_ids=360, seed=0)
+START = replace(
+    RECIPES["quick"],
+    recipe="start",
+    labels="truth",
+    weights=None,
+    epochs=10,
+    lr_step=8,
+    world_look=1,
+    world_seed=100,
+    world_ids=360,
+    seed=0,
+)
 
 
 def backbone_only(state):

@@ -6,6 +6,7 @@
 `nbdev_test` runs the same cells without storing anything. Cells marked `#| eval: false`, `#| slow` or
 `#| cuda` are skipped and keep the outputs they have.
 """
+
 import base64
 import io
 import os

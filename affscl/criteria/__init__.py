@@ -1,0 +1,1 @@
+"""From one batch to a loss: memories, contrast, classifiers. Gradients live here."""

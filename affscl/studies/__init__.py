@@ -1,0 +1,1 @@
+"""Questions that take many runs, and measurements of speed and memory."""

@@ -27,7 +27,7 @@ from sklearn.metrics import adjusted_rand_score
 from ..criteria.factory import LossOptions, make_criterion
 from ..data.augmentation import normalise
 from ..data.datasets import load_dataset
-from ..data.sampling import pk_batches
+from ..data.sampling import BatchPlan, pk_batches
 from ..data.store import ImageStore, build_store
 from ..data.synthetic import make_dataset
 from ..labels.clustering import pseudo_labels
@@ -225,8 +225,8 @@ def crops_per_second(
     workers: int,  # processes that make them
 ) -> float:
     """Augmented crops a second out of a store, start of the processes included."""
-    drawn = pk_batches(np.arange(len(store)) % 50, None, batch // 4, 4, batches, np.random.default_rng(0))
-    loader = train_loader(store, np.arange(len(store)) % 50, drawn, BatchOptions(workers=workers), seed=0, epoch=0)
+    drawn = pk_batches(np.arange(len(store)) % 50, None, BatchPlan(batch // 4, 4, batches), np.random.default_rng(0))
+    loader = train_loader(store, np.arange(len(store)) % 50, drawn, BatchOptions(workers=workers), seed=(0, 0))
     start = time.perf_counter()
     count = sum(len(images) for images, _, _ in loader)
     return count / (time.perf_counter() - start)
@@ -293,10 +293,10 @@ def waiting_share(
     """How much of its time a run of AFF waits for its batches, which it makes itself."""
     torch.set_flush_denormal(True)
     labels = np.arange(len(store)) % 50
-    drawn = pk_batches(labels, None, batch // 4, 4, steps, np.random.default_rng(0))
+    drawn = pk_batches(labels, None, BatchPlan(batch // 4, 4, steps), np.random.default_rng(0))
     learner, _ = make_learner(backbone, normalise(store.batch(range(batch))), 50)
     learner()
-    return waiting(train_loader(store, labels, drawn, BatchOptions(), seed=0, epoch=0), learner)
+    return waiting(train_loader(store, labels, drawn, BatchOptions(), seed=(0, 0)), learner)
 
 # %% ../../nbs/76_costs.ipynb #f0e02c46
 def forward_all(

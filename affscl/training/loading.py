@@ -17,32 +17,34 @@ from torch.utils.data import DataLoader
 
 # %% ../../nbs/51_loading.ipynb #50251387
 from ..data.augmentation import DRAWS, augment
-from ..data.datasets import Dataset, load_dataset
+from ..data.datasets import Dataset, Sample, load_dataset
 from ..data.domains import SOURCE, TARGET, join_domains
-from ..data.sampling import joint_batches, pk_batches
+from ..data.sampling import BatchPlan, joint_batches, pk_batches
 from ..data.store import ImageStore, cache_folder
 from ..data.synthetic import VERSION, make_dataset
 from ..labels.labellers import is_joint
 from .config import NO_SOURCE, BatchOptions, Config
 
 # %% ../../nbs/51_loading.ipynb #dd3ff29e
-def named_data(config, dataset, data, look, seed):
+def named_data(
+    config: Config,  # reads the pattern
+    dataset: str,  # its name
+    data: str | None,  # its folder
+    look: int,  # of a synthetic world
+    seed: int,  # of a synthetic world
+) -> Config:
     """The settings of one dataset on its own, without a source; a pattern is for folders only."""
-    return replace(
-        config,
-        dataset=dataset,
-        data=data,
-        world_look=look,
-        world_seed=seed,
-        pattern=config.pattern if dataset == "folder" else None,
-        **NO_SOURCE,
-    )
+    pattern = config.pattern if dataset == "folder" else None
+    return replace(config, dataset=dataset, data=data, world_look=look, world_seed=seed, pattern=pattern, **NO_SOURCE)
 
 
 def load_data(
     config: Config,  # reads dataset, data, pattern, the world's settings, and those of a source
 ) -> Dataset:
-    """The dataset that `config` names, joined with its source if it has one. Raises what `load_dataset`, `make_dataset` and `join_domains` raise."""
+    """The dataset that `config` names, joined with its source if it has one (section 4.3, decision 26).
+
+    Raises what `load_dataset`, `make_dataset` and `join_domains` raise.
+    """
     if config.source:
         source = load_data(
             named_data(config, config.source, config.source_data or config.data, config.source_look, config.source_seed)
@@ -61,56 +63,63 @@ def load_data(
 # %% ../../nbs/51_loading.ipynb #950cdb30
 @dataclass
 class TrainBatches:
-    """One epoch as a data set whose items are whole batches: item i depends on (seed, epoch, i) alone, whoever makes it."""
+    """One epoch as a data set whose items are whole batches: item i depends on (*seed, i) alone, whoever makes it."""
 
     store: ImageStore  # the crops
     labels: np.ndarray  # int64 (n,)
-    batches: list[np.ndarray]  # indices of each batch
-    options: BatchOptions  # augmentation
-    seed: int  # of the run
-    epoch: int  # of the run
+    batches: Sequence[np.ndarray]  # indices of each batch
+    options: BatchOptions  # flip, pad and erase of the augmentation
+    seed: tuple[int, int]  # of the run, and the epoch
     rank: int = 0  # which process this is
-    world: int = 1  # how many there are
+    processes: int = 1  # how many share each batch
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows = len(self.batches[i]) // self.world
-        indices = self.batches[i][self.rank * rows : (self.rank + 1) * rows]
-        rng = np.random.default_rng((self.seed, self.epoch, i))
-        rng.bit_generator.advance(self.rank * rows * DRAWS)  # past the rows of the processes before this one
+        size = len(self.batches[i]) // self.processes
+        indices = self.batches[i][self.rank * size : (self.rank + 1) * size]
+        rng = np.random.default_rng((*self.seed, i))
+        rng.bit_generator.advance(self.rank * size * DRAWS)  # past the parts of the processes before this one
         images = augment(self.store.batch(indices), rng, self.options.flip, self.options.pad, self.options.erase)
         return images, torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
 
 # %% ../../nbs/51_loading.ipynb #6814ce56
 def train_loader(
     store: ImageStore,  # the crops
-    labels: np.ndarray | Tensor | Sequence[int],  # (n,) cluster of each sample
-    batches: list[np.ndarray],  # from `pk_batches`
+    labels: np.ndarray | Tensor | Sequence[int],  # (n,) cluster of each crop
+    batches: Sequence[np.ndarray],  # from `pk_batches` or `joint_batches`
     options: BatchOptions,  # augmentation and workers
-    seed: int,  # of the run, >= 0
-    epoch: int,  # of the run, >= 0
+    seed: tuple[int, int],  # of the run, and the epoch; both >= 0
     rank: int = 0,  # which process this is
-    world: int = 1,  # how many there are: process r gets the r-th of `world` equal parts of each batch
+    processes: int = 1,  # how many share each batch: process r gets the r-th of as many equal parts
 ) -> DataLoader:  # yields images float32 (b, 3, h, w), targets int64 (b,), indices int64 (b,)
-    """Augmented batches, the same tensors whatever the number of workers; ValueError: a batch does not divide by `world`."""
+    """Augmented batches, the same tensors whatever the number of workers.
+
+    ValueError: a batch that does not divide by `processes`.
+    """
     for batch in batches:
-        if len(batch) % world:
+        if len(batch) % processes:
             raise ValueError(
-                f"a batch of {len(batch)} crops does not divide among {world} processes; choose p * k accordingly"
+                f"a batch of {len(batch)} crops does not divide among {processes} processes; choose p * k accordingly"
             )
-    data = TrainBatches(store, np.asarray(labels, dtype=np.int64), batches, options, seed, epoch, rank, world)
-    generator = torch.Generator().manual_seed(seed)  # the loader draws a number; not from the global generator
+    data = TrainBatches(store, np.asarray(labels, dtype=np.int64), batches, options, seed, rank, processes)
+    generator = torch.Generator().manual_seed(seed[0])  # the loader draws a number; not from the global generator
     return DataLoader(
         data, batch_size=None, num_workers=options.workers, pin_memory=torch.cuda.is_available(), generator=generator
     )
 
 # %% ../../nbs/51_loading.ipynb #021bbe66
-def draw_batches(config, samples, labels, rng, world=1):
-    """An epoch's P×K batches, for `world` processes of which each gets an equal part in a row; with a source, source rows come first in each part."""
+def draw_batches(
+    config: Config,  # p, k, iterations, camera_sampling, and whether there is a source
+    samples: Sequence[Sample],  # n crops
+    labels: np.ndarray,  # (n,) cluster of each; negative: never drawn
+    rng: np.random.Generator,  # random numbers
+    processes: int = 1,  # how many share each batch, an equal part each
+) -> list[np.ndarray]:  # `iterations` arrays of p * k indices
+    """An epoch's P x K batches; with a source, half of each part comes from it. Raises what the two samplers raise."""
+    plan = BatchPlan(config.p, config.k, config.iterations, config.camera_sampling)
     camids = [sample.camid for sample in samples]
-    sizes = config.p, config.k, config.iterations, rng, config.camera_sampling
-    if not is_joint(config):
-        return pk_batches(labels, camids, *sizes)
-    return joint_batches(labels, [sample.domain for sample in samples], camids, *sizes, world=world)
+    if is_joint(config):
+        return joint_batches(labels, [sample.domain for sample in samples], camids, plan, rng, processes)
+    return pk_batches(labels, camids, plan, rng)

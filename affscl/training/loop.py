@@ -153,10 +153,9 @@ def train_epoch(
         labels,
         batches,
         config,
-        config.seed,
-        epoch,
+        (config.seed, epoch),
         rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        processes=accelerator.num_processes,
     )
     model.train()
     sums = {}

@@ -20,8 +20,8 @@ from affscl.model.attention import CAM, CASAM
 from affscl.model.backbones import BACKBONES, make_backbone
 from affscl.model.cost import layer_flops, network_cost
 from affscl.model.extraction import extract
-from affscl.model.network import AFF, GeMPool, NetworkOptions, Output, check_network_options, load_model
-from affscl.model.norms import CameraNorm, GroupedNorm, Rows
+from affscl.model.network import AFF, GeMPool, NetworkOptions, Output, load_model, network_problems
+from affscl.model.norms import CameraNorm, GroupedNorm, Groups
 from affscl.model.weights import load_weights, read_weights
 
 SMALL = dict(backbone="resnet10", height=64, width=32)
@@ -245,11 +245,11 @@ def test_chunks_are_separate_forward_passes():
 
 
 def test_uneven_chunks_are_shared_out():
-    norm = GroupedNorm(nn.BatchNorm1d(3), rows := Rows(1, 4))
+    norm = GroupedNorm(nn.BatchNorm1d(3), groups := Groups(1, 4))
     x = torch.randn(9, 3)
-    rows.divide(0, 9)
     plain = nn.BatchNorm1d(3)
-    torch.testing.assert_close(norm(x), torch.cat([plain(x[:3]), plain(x[3:6]), plain(x[6:])]))
+    with groups.of(0, 9):
+        torch.testing.assert_close(norm(x), torch.cat([plain(x[:3]), plain(x[3:6]), plain(x[6:])]))
 
 
 def test_domains_have_statistics_and_scales_of_their_own():
@@ -288,7 +288,7 @@ def test_one_domain_without_chunks_is_plain():
 
 @pytest.mark.parametrize(
     "domain, words",
-    [(2, "domains=2"), (-1, "domains=2"), ([0, 1], "2 domains for 3 images"), ([0, 1, 0], "side by side")],
+    [(2, "domains=2"), (-1, "domains=2"), ([0, 1], "2 domains for 3 crops"), ([0, 1, 0], "side by side")],
 )
 def test_wrong_domains(domain, words):
     with pytest.raises(ValueError, match=words):
@@ -548,7 +548,7 @@ def test_impossible_options_are_refused(options, words):
 
 
 def test_every_default_is_possible():
-    check_network_options(NetworkOptions())
+    assert network_problems(NetworkOptions()) == []
     with pytest.raises(TypeError, match="heigth"):
         AFF(heigth=128)
 

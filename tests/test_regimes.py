@@ -134,7 +134,7 @@ class TestJoint:
             f"mAP {100 * joint.history[-1]['mAP']:.1f} %" in said
             and f"mAP {100 * joint.history[-1]['mixed_mAP']:.1f} %" in said
         )
-        assert load_model(joint.run).rows.domains == 2
+        assert load_model(joint.run).groups.domains == 2
 
     def test_cameras_of_both_domains_can_be_known(self, adapted, tmp_path):
         known = train(
@@ -301,7 +301,7 @@ class TestCameras:
         done = train(config, tmp_path / "run")
         again = train(replace(config, epochs=1), tmp_path / "parted")
         assert same(train(config, resume=again.run).model.state_dict(), done.model.state_dict())
-        scored = training.evaluate_model(load_model(done.run), prepare(config).query, prepare(config).gallery)
+        scored = training.evaluate_model(load_model(done.run), prepare(config).query, prepare(config).gallery)["as extracted"]
         assert scored.mAP == pytest.approx(read_history(done.run)[-1]["mAP"], abs=1e-6)
 
 

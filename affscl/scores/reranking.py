@@ -13,8 +13,8 @@ import torch
 from scipy.sparse import csr_array
 
 # %% ../../nbs/41_reranking.ipynb #4d96c8f7
-from ..labels.jaccard import by_rows, distance_rows, expanded_rows, return_ranks
-from .evaluation import BLOCK, _squared, _two_features
+from ..labels.jaccard import by_rows, distance_rows, expanded_rows, half_length, return_ranks
+from .evaluation import BLOCK, feature_pair, squared_distance
 
 # %% ../../nbs/41_reranking.ipynb #0066533d
 def _nearest(x, square, k):
@@ -23,7 +23,7 @@ def _nearest(x, square, k):
     lists, inner, farthest = np.empty((n, k), np.int32), np.empty((n, k), np.float32), np.empty(n, np.float32)
     for start in range(0, n, step):
         part = slice(start, start + step)
-        block = _squared(x[part], x, square[part], square)
+        block = squared_distance(x[part], x, square[part], square)
         farthest[part] = block.amax(1).cpu()
         block.diagonal(start).fill_(-1)  # no duplicate pushes a crop out of its own list
         best = block.topk(k, largest=False)
@@ -34,7 +34,7 @@ def _nearest(x, square, k):
 # %% ../../nbs/41_reranking.ipynb #ead3f927
 def _encode(x, square, k1, k2):
     """V, sparse (n, n), rows of weights that sum to one; and the squared distance of each row's farthest."""
-    n, half = len(x), min(int(np.around(k1 / 2)) + 1, k1 + 1)
+    n, half = len(x), half_length(k1)
     lists, inner, farthest = _nearest(x, square, k1 + 1)
     v = by_rows(expanded_rows, n, 1024, np.ascontiguousarray(x.cpu()), lists, inner, return_ranks(lists), half)
     rows, square = np.repeat(np.arange(n), np.diff(v.indptr)), square.cpu().numpy()
@@ -54,7 +54,7 @@ def rerank(
     lambda_value=0.3,  # share of the scaled distance in the result, 0 to 1
 ):  # (q, g) float32 array of distances, for `score`
     """k-reciprocal re-ranking (Zhong and others, 2017) over queries and gallery together; not part of the paper. Bad input raises ValueError."""
-    query, gallery = _two_features(query_features, gallery_features)
+    query, gallery = feature_pair(query_features, gallery_features)
     if not 1 <= k2 <= k1 + 1 or not 0 <= lambda_value <= 1:
         raise ValueError(f"need 1 <= k2 <= k1 + 1 and 0 <= lambda_value <= 1, not {k1=}, {k2=}, {lambda_value=}")
     q, x = len(query), torch.cat([query, gallery]).float()
@@ -69,7 +69,7 @@ def rerank(
     result = np.empty((q, n - q), np.float32)
     for start in range(0, q, step):
         stop = min(start + step, q)
-        delta = _squared(x[start:stop], x[q:], square[start:stop], square[q:]).cpu().numpy()
+        delta = squared_distance(x[start:stop], x[q:], square[start:stop], square[q:]).cpu().numpy()
         delta = (delta / farthest[start:stop, None]) ** 2
         result[start:stop] = lambda_value * delta + (1 - lambda_value)
         sizes, others, jaccard = distance_rows(start, stop, *weights, below_one)

@@ -1,0 +1,121 @@
+"""The neighbour search, exact and approximate, against the full similarity matrix; and the check of features."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affscl.labels.jaccard import jaccard_distance
+from affscl.labels.neighbours import SEARCHES, find_search, nearest, nearest_faiss, unit_rows
+
+
+def unit(n, d, seed=0, people=None, noise=1.0):
+    """Random unit rows; with `people`, scattered around so many centres."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g)
+    if people:
+        x = torch.randn(people, d, generator=g)[torch.randint(people, (n,), generator=g)] + noise * x
+    return torch.nn.functional.normalize(x)
+
+
+# --- exact search ------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 40),
+    k1=st.integers(1, 40),
+    block=st.integers(1, 500),
+    seed=st.integers(0, 999),
+    copies=st.integers(1, 5),
+)
+def test_nearest_is_exact(n, k1, block, seed, copies):
+    k1, x = min(k1, n), unit(n, 6, seed)[torch.arange(n) // copies]
+    lists, similarities = nearest(x, k1, block=block)
+    assert lists.dtype == np.int32 and similarities.dtype == np.float32
+    full = (x @ x.T).fill_diagonal_(1).numpy()
+    np.testing.assert_array_equal(lists[:, 0], np.arange(n))
+    np.testing.assert_allclose(similarities, np.take_along_axis(full, lists, 1), atol=1e-6)
+    np.testing.assert_allclose(np.sort(similarities)[:, ::-1], np.sort(full)[:, ::-1][:, :k1], atol=1e-6)
+    assert all(len(set(row)) == k1 for row in lists.tolist())
+
+
+# --- approximate search ------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 60), k1=st.integers(1, 60), seed=st.integers(0, 999), copies=st.integers(1, 40))
+def test_faiss_with_all_cells_is_exact(n, k1, seed, copies):
+    k1, x = min(k1, n), unit(n, 6, seed)[torch.arange(n) // copies]
+    lists, similarities = nearest_faiss(x, k1, probes=n)
+    assert lists.dtype == np.int32 and similarities.dtype == np.float32
+    np.testing.assert_array_equal(lists[:, 0], np.arange(n))
+    np.testing.assert_allclose(similarities, nearest(x, k1)[1], atol=1e-5)
+    np.testing.assert_allclose(
+        similarities, np.take_along_axis((x @ x.T).fill_diagonal_(1).numpy(), lists, 1), atol=1e-5
+    )
+    assert all(len(set(row)) == k1 for row in lists.tolist())
+
+
+@pytest.mark.parametrize("probes", [1, 2, 8])
+def test_faiss_with_few_cells(probes):
+    x = unit(2000, 16, people=60, noise=0.5)
+    true, (lists, similarities) = nearest(x, 20), nearest_faiss(x, 20, probes)
+    np.testing.assert_array_equal(lists[:, 0], np.arange(2000))
+    assert lists.min() >= 0 and all(len(set(row)) == 20 for row in lists.tolist())
+    assert (np.diff(similarities[:, 1:], axis=1) <= 1e-6).all() and (similarities[:, 1:] <= true[1][:, 1:] + 1e-5).all()
+    found = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(lists.tolist(), true[0].tolist())])
+    assert found > {1: 0.6, 2: 0.8, 8: 0.97}[probes]
+    assert found < 1 or probes == 8  # or this would test nothing
+
+
+def test_faiss_gives_the_same_bits_twice():
+    x = unit(3000, 16, people=100)
+    (a, b), (c, d) = nearest_faiss(x, 20, 4), nearest_faiss(x, 20, 4)
+    assert a.tobytes() == c.tobytes() and b.tobytes() == d.tobytes()
+
+
+def test_faiss_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match="pip install faiss-cpu"):
+        jaccard_distance(unit(100, 8), search="faiss")
+    assert jaccard_distance(unit(100, 8)).nnz  # and nobody else needs it
+
+
+def test_faiss_is_not_imported_unasked():
+    code = "import sys, affscl.labels.clustering; assert not any(name.split('.')[0] == 'faiss' for name in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# --- which search ------------------------------------------------------------------------------------------------
+
+
+def test_a_search_has_a_name_or_is_a_function():
+    def own(features, k1):
+        return nearest(features, k1)
+
+    assert find_search("exact") is SEARCHES["exact"] is nearest and find_search("faiss") is nearest_faiss
+    assert find_search(own) is own
+    with pytest.raises(ValueError, match="search='fast': choose one of exact, faiss"):
+        find_search("fast")
+
+
+# --- features ----------------------------------------------------------------------------------------------------
+
+
+def test_not_unit_rows():
+    x = unit(50, 4)
+    with pytest.raises(ValueError, match="unit rows, but row 7 has length 3"):
+        unit_rows(torch.cat([x[:7], 3 * x[7:8], x[8:]]))
+    for bad in float("nan"), float("inf"):
+        broken = x.clone()
+        broken[11, 2] = bad
+        with pytest.raises(ValueError, match="crop 11 hold NaN or infinity"):
+            unit_rows(broken)
+    for shape in (0, 4), (4,), (2, 3, 4):
+        with pytest.raises(ValueError, match="one row a crop"):
+            unit_rows(torch.ones(shape))

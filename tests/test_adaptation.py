@@ -1,9 +1,7 @@
 """Chapter 11: two datasets as one, their labels and batches, against naive loops; target pids never matter."""
 
-from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +12,14 @@ from hypothesis import strategies as st
 from affscl.criteria.factory import LossOptions, make_criterion
 from affscl.data.datasets import Dataset, Sample, load_dataset
 from affscl.data.domains import SOURCE, TARGET, check_domains, join_domains
-from affscl.data.sampling import joint_batches, pk_batches
+from affscl.data.sampling import BatchPlan, joint_batches
 from affscl.data.store import ImageStore
 from affscl.data.synthetic import make_dataset
 from affscl.labels.clustering import require_clusters
 from affscl.labels.labellers import joint_labeller, joint_labels
 from affscl.model.extraction import extract
 from affscl.model.network import AFF, Output
-from affscl.training.config import MODES, SOURCES, AdaptationOptions, BatchOptions, check_adaptation_options
+from affscl.training.config import BatchOptions
 from affscl.training.loading import train_loader
 
 
@@ -240,7 +238,7 @@ def test_shuffled_target_pids_change_nothing():
         train = join_domains(source_world(), world).train
         labels = joint_labels(train, [0] * 6 + [1] * 6 + [2] * 12)
         domains, camids = [s.domain for s in train], [s.camid for s in train]
-        batches = joint_batches(labels, domains, camids, 4, 3, 5, np.random.default_rng(1))
+        batches = joint_batches(labels, domains, camids, BatchPlan(4, 3, 5), np.random.default_rng(1))
         results.append((labels.tolist(), domains, camids, [b.tolist() for b in batches]))
     assert [s.pid for s in target.train] != pids
     assert results[0] == results[1]
@@ -290,145 +288,6 @@ def test_source_classes_hide_missing_clusters_unless_the_target_is_asked(joined)
         require_clusters(labels[target], 0.6, 4)
 
 
-# --- joint_batches -----------------------------------------------------------------------------------------------
-
-
-def world_of(rng, n=120, people=9, cams=4):
-    domains = rng.permutation(np.repeat([SOURCE, TARGET], n // 2))
-    labels = rng.integers(0, people, n) + people * (domains == TARGET)
-    labels[(domains == TARGET) & (rng.random(n) < 0.2)] = -1
-    return labels, domains, (rng.integers(0, cams, n) + cams * domains).tolist()
-
-
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 999), half=st.integers(1, 12), k=st.integers(1, 5), camera_sampling=st.booleans())
-def test_halves(seed, half, k, camera_sampling):
-    labels, domains, camids = world_of(np.random.default_rng(seed))
-    batches = joint_batches(labels, domains, camids, 2 * half, k, 4, np.random.default_rng(seed), camera_sampling)
-    assert len(batches) == 4
-    for batch in batches:
-        assert domains[batch].tolist() == [SOURCE] * (half * k) + [TARGET] * (half * k)
-        assert (labels[batch] >= 0).all()
-        for part in np.split(batch, 2):  # 9 people on either side: if there are fewer than p / 2, each gives more crops
-            counts = Counter(labels[part].tolist())
-            assert len(counts) == min(half, 9) and max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_equals_two_samplers_side_by_side():
-    labels, domains, camids = world_of(np.random.default_rng(5))
-    rng, naive = np.random.default_rng(3), []
-    for domain in (SOURCE, TARGET):
-        rows = [i for i in range(len(labels)) if domains[i] == domain]
-        batches = pk_batches(labels[rows], [camids[i] for i in rows], 3, 4, 6, rng)
-        naive.append([[rows[i] for i in batch] for batch in batches])
-    batches = joint_batches(labels, torch.from_numpy(domains), camids, 6, 4, 6, np.random.default_rng(3))
-    assert [b.tolist() for b in batches] == [s + t for s, t in zip(*naive)]
-
-
-def test_cameras_may_be_unknown():
-    labels, domains, _ = world_of(np.random.default_rng(5))
-    for camids in (None, [None] * len(labels)):
-        assert len(joint_batches(labels, domains, camids, 4, 4, 2, np.random.default_rng(0))) == 2
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_each_process_gets_both_domains(world):
-    labels, domains, camids = world_of(np.random.default_rng(5))
-    one, many = (joint_batches(labels, domains, camids, 8, 4, 3, np.random.default_rng(0), world=w) for w in (1, world))
-    for whole, shared in zip(one, many):
-        assert sorted(whole.tolist()) == sorted(shared.tolist())
-        for part in np.split(shared, world):
-            assert domains[part].tolist() == [SOURCE] * (16 // world) + [TARGET] * (16 // world)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(p=5), "p=5: must be even"),
-        (dict(p=1), "p=1: must be even"),
-        (dict(p=0), "p is 0"),
-        (dict(world=5), "16 crops, which do not divide among 5"),
-        (dict(domains=np.full(120, SOURCE)), r"no target sample \(domain 0\) among 120"),
-        (dict(domains=np.full(120, TARGET)), "no source sample"),
-        (dict(labels=np.full(120, -1)), "no labelled sample"),
-    ],
-)
-def test_impossible_batches(change, message):
-    labels, domains, camids = world_of(np.random.default_rng(5))
-    given = (
-        dict(labels=labels, domains=domains, camids=camids, p=8, k=4, iterations=2, rng=np.random.default_rng(0))
-        | change
-    )
-    with pytest.raises(ValueError, match=message):
-        joint_batches(**given)
-
-
-def test_domains_without_clusters_are_refused():
-    labels, domains, camids = world_of(np.random.default_rng(5))
-    labels[domains == TARGET] = -1
-    with pytest.raises(ValueError, match="all 60 are outliers"):
-        joint_batches(labels, domains, camids, 8, 4, 2, np.random.default_rng(0))
-
-
-# --- options -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "fine",
-    [
-        dict(),
-        *(dict(source=name) for name in SOURCES),
-        dict(source="dukemtmc", adapt="pretrain"),
-        dict(source="dukemtmc", adapt="source"),
-        dict(source="synthetic", source_look=3, source_seed=9, source_data="worlds", domain_norm=False),
-    ],
-)
-def test_valid_options(fine):
-    check_adaptation_options(AdaptationOptions(**fine))
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        (
-            dict(source="market", source_data="x"),
-            "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, folder, synthetic",
-        ),
-        (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain, source"),
-        (dict(source_data="x"), "source_data='x' is about a source, and there is none"),
-        (dict(source_look=2), "leave source_look at 1"),
-        (dict(source_seed=2), "source_seed=2 is about"),
-        (dict(adapt="pretrain"), "leave adapt at 'joint'"),
-        (dict(domain_norm=False), "leave domain_norm at True"),
-        (dict(source="synthetic", source_look=-1), "source_look=-1: must not be negative"),
-        (dict(source="dukemtmc", source_seed=1), "the source is 'dukemtmc'"),
-    ],
-)
-def test_invalid_options(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        check_adaptation_options(AdaptationOptions(**wrong))
-
-
-def test_every_problem_has_a_line():
-    with pytest.raises(ValueError) as caught:
-        check_adaptation_options(
-            AdaptationOptions(source_data="x", source_look=-1, source_seed=4, adapt="both", domain_norm=False)
-        )
-    lines = str(caught.value).splitlines()
-    assert all(
-        any(line.startswith(f"{f.name}=") for line in lines) for f in fields(AdaptationOptions) if f.name != "source"
-    )
-
-
-def test_p_is_checked_where_the_settings_hold_it():
-    settings = SimpleNamespace(**vars(AdaptationOptions(source="dukemtmc")), p=5)
-    with pytest.raises(ValueError, match="p=5: must be even"):
-        check_adaptation_options(settings)
-    settings.adapt = "pretrain"
-    check_adaptation_options(settings)
-    assert MODES == ("joint", "pretrain", "source")
-
-
 # --- with the parts of other chapters ----------------------------------------------------------------------------
 
 
@@ -474,9 +333,9 @@ def test_two_joint_steps(tmp_path):
     )
     labels = joint_labeller(train, lambda features, epoch: truth)(features, 1)
     criterion, optimizer = make_criterion(LossOptions(), features, labels), torch.optim.Adam(model.parameters())
-    batches = joint_batches(labels, domains, [s.camid for s in train], 4, 2, 2, np.random.default_rng(0))
+    batches = joint_batches(labels, domains, [s.camid for s in train], BatchPlan(4, 2, 2), np.random.default_rng(0))
     model.train()
-    for images, targets, indices in train_loader(store, labels, batches, options, seed=0, epoch=1):
+    for images, targets, indices in train_loader(store, labels, batches, options, seed=(0, 1)):
         output = model(images, domains[indices])
         assert isinstance(output, Output) and targets.tolist() == labels[indices].tolist()
         optimizer.zero_grad()

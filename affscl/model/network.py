@@ -199,7 +199,7 @@ class AFF(nn.Module):
 
     def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
         """The maps (b, d, h', w') after attention and before pooling; arguments as in `forward`."""
-        with self.groups.of(domain, len(images)):
+        with self.groups.of(domain, images.shape[0]):
             return self._feature_maps(images)
 
     def _feature_maps(self, images: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class AFF(nn.Module):
         camids: Tensor | None = None,  # (b,) the camera of each image, for camera_norm; None: unknown
     ) -> Output:
         """Pooled features, the same after the neck, and as unit rows: each (b, d), float32."""
-        with self.groups.of(domain, len(images)):
+        with self.groups.of(domain, images.shape[0]):
             pooled = self.pool(self._feature_maps(images)).float()  # in 32 bits from here on, under autocast too
             neck = self.neck(pooled, camids) if self.options.camera_norm else self.neck(pooled)
         return Output(pooled, neck, F.normalize(neck))

@@ -101,12 +101,9 @@ def test_scores_are_those_of_the_network_on_disk(real):
     data, model = load_data(config), load_model(run)
     stores = [ImageStore(part, config.height, config.width) for part in (data.query, data.gallery)]
     found = json.loads((run / "report.json").read_text())["scores"]
-    for name, options in {
-        "as extracted": {},
-        "re-ranked": {"reranked": True},
-        "mixed gallery": {"mixed": True},
-    }.items():
-        wanted = evaluate_model(model, *stores, **options)
+    wanted_scores = evaluate_model(model, *stores, reranked=True, mixed=True)
+    assert wanted_scores.keys() == {"as extracted", "re-ranked", "mixed gallery"}
+    for name, wanted in wanted_scores.items():
         assert [found[name]["mAP"], found[name]["rank1"]] == pytest.approx(
             [100 * wanted.mAP, 100 * wanted.rank(1)], abs=0.01
         )

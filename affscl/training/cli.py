@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, fields, replace
 import tyro
 
 # %% ../../nbs/56_cli.ipynb #4d9bc4f6
-from ..data.datasets import can_evaluate
 from ..data.store import ImageStore
 from ..model.network import load_model
-from ..scores.benchmark import evaluate_model
+from ..scores.benchmark import can_score, evaluate_model
 from .config import NO_SOURCE, RECIPES, Config
 from .loading import load_data
 from .loop import train
@@ -178,7 +177,7 @@ def eval_command(
         device = make_accelerator(config).device
         model = load_model(arguments.run).to(device)
         data = load_data(config)
-        reason = can_evaluate(data)
+        reason = can_score(data)
         if reason:
             raise ValueError(f"nothing to score: {reason}; choose another with --dataset and --data")
         print(data)
@@ -186,14 +185,8 @@ def eval_command(
             ImageStore(samples, config.height, config.width, cache=config.cache)
             for samples in (data.query, data.gallery)
         ]
-        ways = {
-            "as extracted": {},
-            "after re-ranking": {"reranked": arguments.rerank},
-            "mixed gallery": {"mixed": arguments.mixed},
-        }
-        for way, options in ways.items():
-            if all(options.values()):
-                print(way, evaluate_model(model, *stores, **options), sep=": ")
+        for way, scores in evaluate_model(model, *stores, arguments.rerank, arguments.mixed).items():
+            print(way, scores, sep=": ")
 
     guarded(command, words)
 

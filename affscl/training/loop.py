@@ -28,14 +28,14 @@ from tqdm.auto import tqdm
 # %% ../../nbs/55_loop.ipynb #82b4032e
 from ..criteria.classifier import StrongBaseline
 from ..criteria.factory import make_criterion
-from ..data.datasets import can_evaluate, known
+from ..data.datasets import known
 from ..data.domains import TARGET
 from ..data.store import ImageStore
 from ..labels.clustering import cluster_report, require_clusters
 from ..labels.labellers import is_joint, make_labeller, true_labels
 from ..model.extraction import origins
 from ..model.network import AFF, NetworkOptions
-from ..scores.benchmark import score_features
+from ..scores.benchmark import can_score, score_features
 from .config import Config
 from .loading import draw_batches, load_data, train_loader
 from affscl.training.processes import (
@@ -85,7 +85,7 @@ def prepare(
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
         data = load_data(config)
-        reason = can_evaluate(data)
+        reason = can_score(data)
         stores = [
             ImageStore(samples, config.height, config.width, cache=config.cache) if samples else None
             for samples in (data.train, *([[], []] if reason else [data.query, data.gallery]))
@@ -112,8 +112,8 @@ def lasting_criterion(config, samples, d, device):
         return None
     classes = int(true_labels(samples).max()) + 1
     return StrongBaseline(
-        classes, d, config.label_smoothing, config.margin, config.centre_weight, config.centre_rate, device
-    )
+        classes, d, config.label_smoothing, config.margin, config.centre_weight, config.centre_rate
+    ).to(device)
 
 # %% ../../nbs/55_loop.ipynb #2cd3890f
 def warn_without_weights(
@@ -309,7 +309,8 @@ def finish_epoch(row, job, config, run, history):
     if job.query and (epoch % config.eval_every == 0 or epoch == config.epochs):
         stores = job.query, job.gallery
         features = [extract_shared(job.accelerator, job.network, store, config.extract_batch) for store in stores]
-        scores, mixed = (score_features(*features, stores, mixed=mixed) for mixed in (False, True))
+        found = score_features(*features, [store.samples for store in stores], mixed=True)
+        scores, mixed = found["as extracted"], found["mixed gallery"]
         row |= (
             {"mAP": scores.mAP}
             | {f"rank{n}": scores.rank(n) for n in (1, 5, 10)}

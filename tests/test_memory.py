@@ -1,9 +1,7 @@
 """Memories against golden values, naive loops over clusters, and the invariances they promise."""
 
 from contextlib import nullcontext
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,25 +15,25 @@ from affscl.criteria.memory import (
     batch_mean,
     blend,
     blend_in_turn,
-    check_choice,
     check_targets,
+    choice_problems,
     first_of,
     hardest,
     hardest_samples,
+    memory_problems,
     memory_rows,
     similarities,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "memory.npz"
 K, D = 7, 6
 cases = settings(max_examples=40, deadline=None)
 seeds, momenta = st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.5, 0.9])
 sizes = st.integers(1, 24)
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return {name: torch.as_tensor(value) for name, value in np.load(GOLDEN).items()}
+@pytest.fixture
+def golden(golden):
+    return {name: torch.as_tensor(value) for name, value in golden("memory").items()}
 
 
 def unit(g, *shape):
@@ -364,6 +362,15 @@ def test_wrong_options_are_refused(options, words):
         DualMemory(torch.eye(2, 3), **options)
 
 
+def test_problems_are_sentences_and_all_are_told():
+    assert choice_problems("letter", "a", ("a", "b")) == memory_problems(0.0, 0.05) == []
+    assert choice_problems("letter", "c", ("a", "b")) == ["letter = 'c' is unknown; choose one of 'a', 'b'"]
+    assert len(memory_problems(1.0, 0)) == 2
+    with pytest.raises(ValueError) as caught:
+        DualMemory(torch.eye(2, 3), momentum=2, temperature=0, hard_reference="median")
+    assert len(str(caught.value).splitlines()) == 3
+
+
 def test_wrong_values_are_refused():
     memory = DualMemory(torch.eye(2, 3))
     with pytest.raises(ValueError, match="'mean', 'hard', 'sequential'"):
@@ -376,8 +383,6 @@ def test_wrong_values_are_refused():
         check_targets(torch.zeros(2, 1, dtype=torch.long), 2)
     with pytest.raises(ValueError, match=r"\(b, 3\).*\(2, 4\)"):
         memory.logits(torch.eye(2, 4))
-    with pytest.raises(ValueError, match="choose one of 'a', 'b'"):
-        check_choice("letter", "c", ("a", "b"))
     assert torch.equal(memory.mean, torch.eye(2, 3))  # a refused update leaves no trace
 
 

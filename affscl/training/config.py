@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_SOURCE', 'MODES', 'SOURCES', 'FULL', 'SMALL', 'QUICK', 'BEST', 'SUPERVISED', 'RECIPES', 'WorldOptions',
-           'BatchOptions', 'TrainingOptions', 'AdaptationOptions', 'SupervisedOptions', 'Config', 'cluster_problems',
-           'batch_problems', 'adaptation_problems', 'supervised_problems', 'training_problems', 'differences']
+           'BatchOptions', 'TrainingOptions', 'AdaptationOptions', 'SupervisedOptions', 'Config', 'batch_problems',
+           'adaptation_problems', 'supervised_problems', 'training_problems', 'differences']
 
 # %% ../../nbs/50_config.ipynb #53dee48d
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from ..criteria.classifier import centre_problems
 from ..criteria.factory import LossOptions, centre_use_problems, loss_problems
 from ..data.datasets import NAMES, DataOptions
-from ..labels.clustering import ClusterOptions
+from ..labels.clustering import ClusterOptions, cluster_problems
 from ..model.network import NetworkOptions, network_problems
 
 # %% ../../nbs/50_config.ipynb #bce4f997
@@ -117,18 +117,6 @@ class Config(
             raise ValueError("\n  ".join(["these settings cannot work:", *problems]))
 
 # %% ../../nbs/50_config.ipynb #6acb6531
-def cluster_problems(options: ClusterOptions) -> list[str]:  # until labels.clustering has it
-    """All that cannot work in how clusters are made."""
-    problems = _at_least(1, options, ("k1", "k2", "min_samples", "links_from"))
-    if options.search not in ("exact", "faiss"):
-        problems.append(f"search={options.search!r}: choose one of exact, faiss")
-    if not 0 < options.eps < 1:
-        problems.append(f"eps={options.eps}: must lie between 0 and 1, as Jaccard distances do")
-    if not 0 <= options.camera_links <= 1:
-        problems.append(f"camera_links={options.camera_links}: a share of pairs lies between 0 and 1")
-    return problems
-
-
 def _at_least(least: int, options: object, names: Iterable[str]) -> list[str]:
     """A problem for each of the named settings that is below `least`."""
     must = f"must be {least} or more" if least else "must not be negative"

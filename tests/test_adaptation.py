@@ -15,7 +15,6 @@ from affscl.data.domains import SOURCE, TARGET, check_domains, join_domains
 from affscl.data.sampling import BatchPlan, joint_batches
 from affscl.data.store import ImageStore
 from affscl.data.synthetic import make_dataset
-from affscl.labels.clustering import require_clusters
 from affscl.labels.labellers import joint_labeller, joint_labels
 from affscl.model.extraction import extract
 from affscl.model.network import AFF, Output
@@ -183,109 +182,6 @@ def test_check_domains(field, value):
 def test_check_domains_names_some_of_many():
     with pytest.raises(ValueError, match="pid 0, 1, 2, 3, 4 and 7 more in"):
         check_domains([Sample("", pid, None, domain) for pid in range(12) for domain in (0, 1)])
-
-
-# --- joint_labels ------------------------------------------------------------------------------------------------
-
-
-def naive_labels(samples, target_labels):
-    names = sorted({s.pid for s in samples if s.domain == SOURCE})
-    waiting, out = list(target_labels), []
-    for s in samples:
-        label = names.index(s.pid) if s.domain == SOURCE else waiting.pop(0)
-        out.append(label + len(names) if s.domain == TARGET and label >= 0 else label)
-    return out
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    domains=st.lists(st.sampled_from([SOURCE, TARGET]), max_size=30),
-    seed=st.integers(0, 999),
-    kind=st.sampled_from([list, np.array, torch.tensor]),
-)
-def test_equals_naive_labels_in_any_order(domains, seed, kind):
-    rng = np.random.default_rng(seed)
-    samples = [Sample("", 10, None, SOURCE), Sample("", 4, None, SOURCE)]
-    samples += [Sample("", int(rng.integers(0, 15)), None, d) for d in domains]
-    target_labels = rng.integers(-1, 6, domains.count(TARGET)).tolist()
-    labels = joint_labels(samples, kind(target_labels))
-    assert labels.dtype == np.int64
-    assert labels.tolist() == naive_labels(samples, target_labels)
-
-
-def test_labels_by_hand(joined):
-    labels = joint_labels(joined.train, [0] * 6 + [-1] * 6 + [1] * 12)
-    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 6 + [-1] * 6 + [4] * 12
-
-
-def test_target_pids_are_never_read():
-    samples = [*people("a", [5, 3], [1])]
-    samples = [s._replace(domain=SOURCE) for s in samples] + [Secret()] * 5
-    labeller = joint_labeller(samples, lambda features, epoch: np.array([0, 0, 1, 1, -1]))
-    assert (
-        labeller(torch.zeros(9, 2), 1).tolist()
-        == joint_labels(samples, [0, 0, 1, 1, -1]).tolist()
-        == [1, 1, 0, 0, 2, 2, 3, 3, -1]
-    )
-
-
-def test_shuffled_target_pids_change_nothing():
-    target = target_world()
-    pids = np.random.default_rng(0).permutation([s.pid for s in target.train]).tolist()
-    shuffled = replace(target, train=[s._replace(pid=p) for s, p in zip(target.train, pids)])
-    results = []
-    for world in (target, shuffled):
-        train = join_domains(source_world(), world).train
-        labels = joint_labels(train, [0] * 6 + [1] * 6 + [2] * 12)
-        domains, camids = [s.domain for s in train], [s.camid for s in train]
-        batches = joint_batches(labels, domains, camids, BatchPlan(4, 3, 5), np.random.default_rng(1))
-        results.append((labels.tolist(), domains, camids, [b.tolist() for b in batches]))
-    assert [s.pid for s in target.train] != pids
-    assert results[0] == results[1]
-
-
-@pytest.mark.parametrize("target_labels", [[0] * 23, [0] * 25, [], [[0] * 24]])
-def test_wrong_number_of_target_labels(joined, target_labels):
-    with pytest.raises(ValueError, match="24 target samples, but target labels of shape"):
-        joint_labels(joined.train, target_labels)
-
-
-@pytest.mark.parametrize(
-    "pids, message", [([None, 3], "has no pid for 1 of 2"), ([3, 3], "shows 1 person in 2"), ([], "shows 0 persons")]
-)
-def test_labels_need_a_labelled_source(pids, message):
-    with pytest.raises(ValueError, match=f"source {message}"):
-        joint_labels([Sample("", pid, None, SOURCE) for pid in pids] + [Sample("")], [0])
-
-
-# --- joint_labeller ----------------------------------------------------------------------------------------------
-
-
-def test_labeller_shows_the_clusterer_the_targets_rows_only():
-    domains = [SOURCE, TARGET, TARGET, SOURCE, TARGET, SOURCE]
-    samples = [Sample("", i, None, d) for i, d in enumerate(domains)]
-    features, seen = torch.arange(12.0).view(6, 2), []
-
-    def label_target(features, epoch):
-        seen.append((features, epoch))
-        return np.array([1, -1, 0])
-
-    assert joint_labeller(samples, label_target)(features, 7).tolist() == [0, 4, -1, 1, 3, 2]
-    assert seen[0][1] == 7 and torch.equal(seen[0][0], features[[1, 2, 4]])
-
-
-def test_labeller_wants_all_features(joined):
-    labeller = joint_labeller(joined.train, lambda features, epoch: np.zeros(len(features)))
-    with pytest.raises(ValueError, match="24 features for 36 samples of both domains"):
-        labeller(torch.zeros(24, 2), 1)
-
-
-def test_source_classes_hide_missing_clusters_unless_the_target_is_asked(joined):
-    labels = joint_labeller(joined.train, lambda features, epoch: np.full(len(features), -1))(torch.zeros(36, 2), 1)
-    target = np.array([s.domain for s in joined.train]) == TARGET
-    require_clusters(labels, 0.6, 4)  # passes: three source classes
-    with pytest.raises(ValueError, match="found 0 clusters in 24 samples"):
-        require_clusters(labels[target], 0.6, 4)
 
 
 # --- with the parts of other chapters ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pseudo labels against golden values and dense DBSCAN; centroids and reports against naive versions."""
+"""Pseudo labels against golden values and dense DBSCAN; centroids and reports against naive versions; settings."""
 
 import inspect
 import warnings
@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from affscl.labels.clustering import ClusterOptions, centroids, cluster_report, pseudo_labels, require_clusters
+from affscl.labels.clustering import (
+    ClusterOptions,
+    centroids,
+    cluster_problems,
+    cluster_report,
+    pseudo_labels,
+    require_clusters,
+)
 from affscl.labels.jaccard import jaccard_distance
-from affscl.labels.links import camera_parts, joined, link_cameras, mutual_pairs
+from affscl.labels.neighbours import nearest
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jaccard.npz")
 
@@ -88,13 +95,49 @@ def test_order_of_samples_does_not_change_clear_clusters():
         (dict(eps=0), "between 0 and 1"),
         (dict(eps=1.0), "between 0 and 1"),
         (dict(eps=float("nan")), "between 0 and 1"),
-        (dict(min_samples=0), "min_samples must be at least 1, not 0"),
+        (dict(min_samples=0), "min_samples=0: must be 1 or more"),
         (dict(k1=3), "1 <= k2 <= k1"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         pseudo_labels(crowd(40, 4, 1, 0)[0], **options)
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (dict(eps=0), "eps=0: must lie between 0 and 1, as Jaccard distances do"),
+        (dict(min_samples=0), "min_samples=0: must be 1 or more"),
+        (dict(k2=0), "k2=0: must be 1 or more"),
+        (dict(links_from=-1), "links_from=-1: must be 1 or more"),
+        (dict(k1=5), "k1=5 and k2=6: must satisfy 1 <= k2 <= k1"),
+        (dict(search="fast"), "search='fast': choose one of exact, faiss"),
+        (dict(camera_links=1.5), "camera_links=1.5: a share of pairs lies between 0 and 1"),
+    ],
+)
+def test_each_problem_is_a_sentence(options, problem):
+    assert cluster_problems(ClusterOptions(**options)) == [problem]
+
+
+def test_all_problems_are_told_at_once():
+    assert cluster_problems(ClusterOptions()) == []
+    problems = cluster_problems(ClusterOptions(eps=2, min_samples=0, k1=3, search="fast"))
+    assert len(problems) == 4
+    with pytest.raises(ValueError) as refused:
+        pseudo_labels(crowd(40, 4, 1, 0)[0], 2, 0, 3, 6, "fast")
+    assert str(refused.value).splitlines() == problems
+
+
+def test_search_by_function():
+    x, seen = crowd(100, 8, 0.4, 0)[0], []
+
+    def spying(features, k1):
+        seen.append(k1)
+        return nearest(features, k1)
+
+    np.testing.assert_array_equal(pseudo_labels(x, search=spying), pseudo_labels(x))
+    assert seen == [30]
 
 
 def test_defaults_agree():
@@ -216,119 +259,12 @@ def test_two_clusters_will_do():
     [
         (
             [-1] * 9 + [0],
-            "found 1 cluster in 10 samples.*90% of them are outliers: raise eps .now 0.6. or lower min_samples .now 4",
+            "found 1 cluster in 10 crops.*90% of them are outliers: raise eps .now 0.6. or lower min_samples .now 4",
         ),
-        ([-1] * 7, "found 0 clusters in 7 samples.*100% of them are outliers: raise eps"),
-        ([0] * 9 + [-1], "found 1 cluster in 10 samples.*in one cluster: lower eps .now 0.6."),
+        ([-1] * 7, "found 0 clusters in 7 crops.*100% of them are outliers: raise eps"),
+        ([0] * 9 + [-1], "found 1 cluster in 10 crops.*in one cluster: lower eps .now 0.6."),
     ],
 )
 def test_advice(labels, message):
     with pytest.raises(ValueError, match=message):
         require_clusters(labels, 0.6, 4)
-
-
-# --- links between cameras ---------------------------------------------------------------------------------------
-
-
-def filmed(people, cams, shift, seed=0, crops=4, d=32):
-    """Unit rows of people seen by cameras that each add a vector of their own; true pids, camids, and clusters of one camera."""
-    g = torch.Generator().manual_seed(seed)
-    pids, camids = (
-        np.array(x) for x in zip(*[(p, c) for p in range(people) for c in range(cams) for _ in range(crops)])
-    )
-    x = torch.randn(people, d, generator=g)[pids] + shift * torch.randn(cams, d, generator=g)[camids]
-    x = torch.nn.functional.normalize(x + 0.2 * torch.randn(x.shape, generator=g))
-    return x, pids, camids, pids * cams + camids
-
-
-def csls_by_hand(x, y, k):
-    """Equation 4 a number at a time, and the pairs that choose each other."""
-    cosine = (x @ y.T).numpy().astype(float)
-    k = min(k, *cosine.shape)
-    s = np.array(
-        [
-            [
-                2 * cosine[i, j] - np.sort(cosine[i])[-k:].mean() - np.sort(cosine[:, j])[-k:].mean()
-                for j in range(len(y))
-            ]
-            for i in range(len(x))
-        ]
-    )
-    return {(i, s[i].argmax()): s[i].max() for i in range(len(x)) if s[:, s[i].argmax()].argmax() == i}
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 9))
-def test_mutual_pairs_equal_the_equation(m, n, k, seed):
-    g = torch.Generator().manual_seed(seed)
-    x, y = (torch.nn.functional.normalize(torch.randn(rows, 6, generator=g)) for rows in (m, n))
-    i, j, s = mutual_pairs(x, y, k)
-    wanted = csls_by_hand(x, y, k)
-    assert set(zip(i.tolist(), j.tolist())) == wanted.keys()
-    assert s == pytest.approx([wanted[pair] for pair in zip(i.tolist(), j.tolist())], abs=1e-5)
-
-
-def test_links_mend_what_a_camera_tore():
-    x, pids, camids, labels = filmed(30, 2, shift=3)
-    linked = link_cameras(x, labels, camids, 1.0)
-    assert cluster_report(labels, pids, camids)["multi_camera_share"] == 0
-    report = cluster_report(linked, pids, camids)
-    assert report["multi_camera_share"] > 0.9 and report["ari"] > 0.9
-    assert sorted(set(linked)) == list(range(report["clusters"])), "numbered without gaps"
-
-
-@pytest.mark.parametrize("cams", (2, 3, 5))
-def test_no_camera_is_joined_with_itself(cams):
-    x, _, camids, labels = filmed(25, cams, shift=1)
-    linked = link_cameras(x, labels, camids, 1.0)
-    for group in np.unique(linked):
-        held = np.unique(labels[linked == group])
-        assert len(np.unique(camids[linked == group])) == len(held), "one cluster of each camera at most"
-
-
-def test_share_takes_the_best_first_and_none_is_none():
-    x, pids, camids, labels = filmed(40, 2, shift=2, seed=3)
-    found = [link_cameras(x, labels, camids, share) for share in (0, 0.25, 0.5, 1)]
-    assert (found[0] == labels).all()
-    pairs = [
-        {frozenset(np.unique(labels[l == g])) for g in np.unique(l) if len(np.unique(labels[l == g])) > 1}
-        for l in found
-    ]
-    assert pairs[1] < pairs[2] < pairs[3], "a larger share only adds"
-
-
-def test_outliers_stay_and_pids_play_no_part():
-    x, _, camids, labels = filmed(20, 2, shift=2)
-    labels = labels.copy()
-    labels[::7] = -1
-    linked = link_cameras(x, labels, camids, 1.0)
-    assert ((linked == -1) == (labels == -1)).all()
-    assert (link_cameras(x, np.full(len(x), -1), camids, 1.0) == -1).all()
-
-
-def test_clusters_that_share_a_camera_are_left_alone():
-    x, pids, camids, _ = filmed(15, 2, shift=2)
-    assert (link_cameras(x, pids, camids, 1.0) == pids).all(), "each cluster holds both cameras already"
-
-
-def test_a_chain_does_not_tie_a_camera_to_itself():
-    cluster, camera = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 0])
-    assert joined([(0.9, 0, 1), (0.8, 1, 2), (0.7, 2, 3)], cluster, camera).tolist() == [0, 0, 0, 3]
-
-
-def test_parts_are_centred_for_each_camera():
-    x, _, camids, labels = filmed(12, 3, shift=5)
-    cluster, camera, centres = camera_parts(x, labels, camids)
-    assert len(cluster) == 36 and torch.allclose(centres.norm(dim=1), torch.ones(36))
-    raw = centroids(x, labels)
-    for c in range(3):
-        own = raw[camids[::4] == c]
-        assert torch.allclose(centres[camera == c], torch.nn.functional.normalize(own - own.mean(0)), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "camids, share, message", [([1, None], 0.5, "some are unknown"), ([1, 2], 1.5, "between 0 and 1")]
-)
-def test_impossible_links(camids, share, message):
-    with pytest.raises(ValueError, match=message):
-        link_cameras(torch.eye(2), np.array([0, 1]), camids, share)

@@ -7,6 +7,7 @@ __all__ = ['PROBES', 'Search', 'SEARCHES', 'unit_rows', 'nearest', 'inverted_fil
 
 # %% ../../nbs/20_neighbours.ipynb #4be1ded5
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ PROBES = 32  # cells of the inverted file that are searched for each crop
 
 def inverted_file(
     x: np.ndarray,  # (n, d) float32 unit rows
-):  # a trained faiss index that holds the rows
+) -> Any:  # a trained faiss index that holds the rows
     """Cut the rows into 2 sqrt(n) cells by k-means. ImportError says what to install if faiss is missing."""
     try:
         import faiss

@@ -1,0 +1,273 @@
+"""Who labels: the clusters, which never read a pid; the truth; and both in one numbering, against a naive loop."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affscl.data.datasets import Dataset, Sample
+from affscl.data.domains import SOURCE, TARGET, join_domains
+from affscl.data.sampling import BatchPlan, joint_batches
+from affscl.labels.clustering import ClusterOptions, pseudo_labels, require_clusters
+from affscl.labels.labellers import (
+    cluster_labeller,
+    is_joint,
+    joint_labeller,
+    joint_labels,
+    make_labeller,
+    true_labels,
+)
+from affscl.labels.links import link_cameras
+
+cases = settings(max_examples=40, deadline=None)
+
+
+def people(folder, pids, cams, each=2):
+    """`each` samples of every person in every camera, of files that need not exist."""
+    return [Sample(f"{folder}/{pid}_c{cam}_{i}.jpg", pid, cam) for pid in pids for cam in cams for i in range(each)]
+
+
+def source_world():
+    return Dataset(
+        "inside", Path("/data/a"), people("/data/a/train", [3, 7, 40], [1, 2]), people("/data/a/q", [900], [1]), []
+    )
+
+
+def target_world():
+    return Dataset(
+        "outside",
+        Path("/data/b"),
+        people("/data/b/train", range(1, 5), [1, 2, 3]),
+        people("/data/b/q", [20], [4]),
+        people("/data/b/g", [0, 20, 77], [4, 5]),
+    )
+
+
+@pytest.fixture
+def joined():
+    return join_domains(source_world(), target_world())
+
+
+class Secret:
+    """A target sample whose pid nobody may look at."""
+
+    path, camid, domain = "secret.jpg", 1, TARGET
+
+    @property
+    def pid(self):
+        raise AssertionError("the pid of a target sample was read")
+
+
+def samples(pids):
+    return [Sample(f"{i}.jpg", pid, 1) for i, pid in enumerate(pids)]
+
+
+@dataclass
+class Settings(ClusterOptions):
+    """What a labeller reads of a run's settings."""
+
+    labels: str = "clusters"
+    source: str | None = None
+    adapt: str = "joint"
+
+
+def crowd(n, people, seed=0, noise=0.4, cams=2, shift=0.0):
+    """Unit features around so many centres, each camera adding a vector of its own, and their samples."""
+    g = torch.Generator().manual_seed(seed)
+    pids, camids = torch.arange(n) % people, torch.arange(n) // people % cams
+    x = torch.randn(people, 32, generator=g)[pids] + noise * torch.randn(n, 32, generator=g)
+    x = torch.nn.functional.normalize(x + shift * torch.randn(cams, 32, generator=g)[camids])
+    return x, [Sample("", int(p), int(c)) for p, c in zip(pids, camids)]
+
+
+# --- the factory -------------------------------------------------------------------------------------------------
+
+
+def test_clusters_are_pseudo_labels_with_the_settings():
+    x, train = crowd(240, 12)
+    config = Settings(eps=0.5, min_samples=3, k1=15, k2=4)
+    np.testing.assert_array_equal(make_labeller(config, train)(x, 1), pseudo_labels(x, 0.5, 3, 15, 4))
+
+
+@pytest.mark.parametrize("links", [0.0, 1.0])
+def test_clusters_never_read_a_pid(links):
+    x, train = crowd(240, 12, shift=1.0)
+    secret = [Secret() for _ in train]
+    for hidden, sample in zip(secret, train):
+        hidden.camid = sample.camid
+    config = Settings(camera_links=links)
+    np.testing.assert_array_equal(make_labeller(config, secret)(x, 1), make_labeller(config, train)(x, 1))
+    with pytest.raises(AssertionError):
+        make_labeller(replace(config, labels="truth"), secret)
+
+
+def test_links_from_their_first_epoch_on():
+    x, train = crowd(400, 10, cams=2, shift=1.5)
+    camids = [sample.camid for sample in train]
+    labeller = cluster_labeller(ClusterOptions(camera_links=1.0, links_from=3), camids)
+    plain = pseudo_labels(x)
+    linked = link_cameras(x, plain, camids, 1.0)
+    assert linked.max() < plain.max()
+    np.testing.assert_array_equal(labeller(x, 2), plain)
+    np.testing.assert_array_equal(labeller(x, 3), linked)
+
+
+def test_cameras_may_be_unknown_without_links():
+    x, train = crowd(100, 5)
+    unknown = [sample._replace(camid=None) for sample in train]
+    assert make_labeller(Settings(), unknown)(x, 1).max() == 4
+    with pytest.raises(ValueError, match="some are unknown"):
+        make_labeller(Settings(camera_links=1.0), unknown)(x, 1)
+
+
+def test_the_truth_labels_the_upper_bound_and_the_source_alone():
+    _, train = crowd(40, 5)
+    for config in Settings(labels="truth"), Settings(source="market1501", adapt="source"):
+        assert make_labeller(config, train)(None, 1).tolist() == true_labels(train).tolist()
+        with pytest.raises(ValueError, match="3 of 43 have none"):
+            make_labeller(config, train + samples([None] * 3))
+
+
+def test_joint_asks_the_clusters_for_the_target_only():
+    x, train = crowd(240, 12)
+    train = [s._replace(domain=SOURCE if i < 60 else TARGET) for i, s in enumerate(train)]
+    config = Settings(source="market1501", k1=15, k2=4)
+    assert is_joint(config) and not is_joint(Settings()) and not is_joint(replace(config, adapt="pretrain"))
+    want = joint_labels(train, pseudo_labels(x[60:], k1=15, k2=4))
+    np.testing.assert_array_equal(make_labeller(config, train)(x, 1), want)
+
+
+def test_after_pretraining_the_clusters_label():
+    x, train = crowd(240, 12)
+    config = Settings(source="market1501", adapt="pretrain")
+    np.testing.assert_array_equal(make_labeller(config, train)(x, 1), pseudo_labels(x))
+
+
+# --- true labels -------------------------------------------------------------------------------------------------
+
+
+def test_true_labels_number_the_pids_in_order():
+    labels = true_labels(samples([30, 7, 30, 1501, 7]))
+    assert labels.dtype == np.int64 and labels.tolist() == [1, 0, 1, 2, 0]
+
+
+@cases
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
+def test_true_labels_say_who_is_the_same(pids):
+    labels = true_labels(samples(pids))
+    assert sorted(set(labels)) == list(range(len(set(pids))))
+    assert all((a == b) == (x == y) and (a < b) == (x < y) for a, x in zip(pids, labels) for b, y in zip(pids, labels))
+
+
+def test_true_labels_need_every_pid():
+    with pytest.raises(
+        ValueError, match=r"labels='truth' needs a pid for every training crop, and 2 of 3 have none.*labels='clusters'"
+    ):
+        true_labels(samples([None, 4, None]))
+
+
+# --- joint_labels ------------------------------------------------------------------------------------------------
+
+
+def naive_labels(samples, target_labels):
+    names = sorted({s.pid for s in samples if s.domain == SOURCE})
+    waiting, out = list(target_labels), []
+    for s in samples:
+        label = names.index(s.pid) if s.domain == SOURCE else waiting.pop(0)
+        out.append(label + len(names) if s.domain == TARGET and label >= 0 else label)
+    return out
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    domains=st.lists(st.sampled_from([SOURCE, TARGET]), max_size=30),
+    seed=st.integers(0, 999),
+    kind=st.sampled_from([list, np.array, torch.tensor]),
+)
+def test_equals_naive_labels_in_any_order(domains, seed, kind):
+    rng = np.random.default_rng(seed)
+    samples = [Sample("", 10, None, SOURCE), Sample("", 4, None, SOURCE)]
+    samples += [Sample("", int(rng.integers(0, 15)), None, d) for d in domains]
+    target_labels = rng.integers(-1, 6, domains.count(TARGET)).tolist()
+    labels = joint_labels(samples, kind(target_labels))
+    assert labels.dtype == np.int64
+    assert labels.tolist() == naive_labels(samples, target_labels)
+
+
+def test_labels_by_hand(joined):
+    labels = joint_labels(joined.train, [0] * 6 + [-1] * 6 + [1] * 12)
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 6 + [-1] * 6 + [4] * 12
+
+
+def test_target_pids_are_never_read():
+    samples = [*people("a", [5, 3], [1])]
+    samples = [s._replace(domain=SOURCE) for s in samples] + [Secret()] * 5
+    labeller = joint_labeller(samples, lambda features, epoch: np.array([0, 0, 1, 1, -1]))
+    assert (
+        labeller(torch.zeros(9, 2), 1).tolist()
+        == joint_labels(samples, [0, 0, 1, 1, -1]).tolist()
+        == [1, 1, 0, 0, 2, 2, 3, 3, -1]
+    )
+
+
+def test_shuffled_target_pids_change_nothing():
+    target = target_world()
+    pids = np.random.default_rng(0).permutation([s.pid for s in target.train]).tolist()
+    shuffled = replace(target, train=[s._replace(pid=p) for s, p in zip(target.train, pids)])
+    results = []
+    for world in (target, shuffled):
+        train = join_domains(source_world(), world).train
+        labels = joint_labels(train, [0] * 6 + [1] * 6 + [2] * 12)
+        domains, camids = [s.domain for s in train], [s.camid for s in train]
+        batches = joint_batches(labels, domains, camids, BatchPlan(4, 3, 5), np.random.default_rng(1))
+        results.append((labels.tolist(), domains, camids, [b.tolist() for b in batches]))
+    assert [s.pid for s in target.train] != pids
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("target_labels", [[0] * 23, [0] * 25, [], [[0] * 24]])
+def test_wrong_number_of_target_labels(joined, target_labels):
+    with pytest.raises(ValueError, match="24 target crops, but target labels of shape"):
+        joint_labels(joined.train, target_labels)
+
+
+@pytest.mark.parametrize(
+    "pids, message", [([None, 3], "has no pid for 1 of 2"), ([3, 3], "shows 1 person in 2"), ([], "shows 0 persons")]
+)
+def test_labels_need_a_labelled_source(pids, message):
+    with pytest.raises(ValueError, match=f"source {message}"):
+        joint_labels([Sample("", pid, None, SOURCE) for pid in pids] + [Sample("")], [0])
+
+
+# --- joint_labeller ----------------------------------------------------------------------------------------------
+
+
+def test_labeller_shows_the_clusterer_the_targets_rows_only():
+    domains = [SOURCE, TARGET, TARGET, SOURCE, TARGET, SOURCE]
+    samples = [Sample("", i, None, d) for i, d in enumerate(domains)]
+    features, seen = torch.arange(12.0).view(6, 2), []
+
+    def label_target(features, epoch):
+        seen.append((features, epoch))
+        return np.array([1, -1, 0])
+
+    assert joint_labeller(samples, label_target)(features, 7).tolist() == [0, 4, -1, 1, 3, 2]
+    assert seen[0][1] == 7 and torch.equal(seen[0][0], features[[1, 2, 4]])
+
+
+def test_labeller_wants_all_features(joined):
+    labeller = joint_labeller(joined.train, lambda features, epoch: np.zeros(len(features)))
+    with pytest.raises(ValueError, match="24 features for 36 crops of both domains"):
+        labeller(torch.zeros(24, 2), 1)
+
+
+def test_source_classes_hide_missing_clusters_unless_the_target_is_asked(joined):
+    labels = joint_labeller(joined.train, lambda features, epoch: np.full(len(features), -1))(torch.zeros(36, 2), 1)
+    target = np.array([s.domain for s in joined.train]) == TARGET
+    require_clusters(labels, 0.6, 4)  # passes: three source classes
+    with pytest.raises(ValueError, match="found 0 clusters in 24 crops"):
+        require_clusters(labels[target], 0.6, 4)

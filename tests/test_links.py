@@ -1,0 +1,114 @@
+"""Links between clusters of different cameras, against the equation and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affscl.labels.clustering import centroids, cluster_report
+from affscl.labels.links import camera_parts, joined, link_cameras, mutual_pairs
+
+
+def filmed(people, cams, shift, seed=0, crops=4, d=32):
+    """Unit rows of people seen by cameras that each add a vector; true pids, camids, and clusters of one camera."""
+    g = torch.Generator().manual_seed(seed)
+    pids, camids = (
+        np.array(x) for x in zip(*[(p, c) for p in range(people) for c in range(cams) for _ in range(crops)])
+    )
+    x = torch.randn(people, d, generator=g)[pids] + shift * torch.randn(cams, d, generator=g)[camids]
+    x = torch.nn.functional.normalize(x + 0.2 * torch.randn(x.shape, generator=g))
+    return x, pids, camids, pids * cams + camids
+
+
+def csls_by_hand(x, y, k):
+    """Equation 1 a number at a time, and the pairs that choose each other."""
+    cosine = (x @ y.T).numpy().astype(float)
+    k = min(k, *cosine.shape)
+    s = np.array(
+        [
+            [
+                2 * cosine[i, j] - np.sort(cosine[i])[-k:].mean() - np.sort(cosine[:, j])[-k:].mean()
+                for j in range(len(y))
+            ]
+            for i in range(len(x))
+        ]
+    )
+    return {(i, s[i].argmax()): s[i].max() for i in range(len(x)) if s[:, s[i].argmax()].argmax() == i}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 9))
+def test_mutual_pairs_equal_the_equation(m, n, k, seed):
+    g = torch.Generator().manual_seed(seed)
+    x, y = (torch.nn.functional.normalize(torch.randn(rows, 6, generator=g)) for rows in (m, n))
+    i, j, s = mutual_pairs(x, y, k)
+    wanted = csls_by_hand(x, y, k)
+    assert set(zip(i.tolist(), j.tolist())) == wanted.keys()
+    assert s == pytest.approx([wanted[pair] for pair in zip(i.tolist(), j.tolist())], abs=1e-5)
+
+
+def test_links_mend_what_a_camera_tore():
+    x, pids, camids, labels = filmed(30, 2, shift=3)
+    linked = link_cameras(x, labels, camids, 1.0)
+    assert cluster_report(labels, pids, camids)["multi_camera_share"] == 0
+    report = cluster_report(linked, pids, camids)
+    assert report["multi_camera_share"] > 0.9 and report["ari"] > 0.9
+    assert sorted(set(linked)) == list(range(report["clusters"])), "numbered without gaps"
+
+
+@pytest.mark.parametrize("cams", (2, 3, 5))
+def test_no_camera_is_joined_with_itself(cams):
+    x, _, camids, labels = filmed(25, cams, shift=1)
+    linked = link_cameras(x, labels, camids, 1.0)
+    for group in np.unique(linked):
+        held = np.unique(labels[linked == group])
+        assert len(np.unique(camids[linked == group])) == len(held), "one cluster of each camera at most"
+
+
+def test_share_takes_the_best_first_and_none_is_none():
+    x, pids, camids, labels = filmed(40, 2, shift=2, seed=3)
+    found = [link_cameras(x, labels, camids, share) for share in (0, 0.25, 0.5, 1)]
+    assert (found[0] == labels).all()
+    pairs = [
+        {frozenset(np.unique(labels[linked == g])) for g in linked if len(np.unique(labels[linked == g])) > 1}
+        for linked in found
+    ]
+    assert pairs[1] < pairs[2] < pairs[3], "a larger share only adds"
+
+
+def test_outliers_stay_and_pids_play_no_part():
+    x, _, camids, labels = filmed(20, 2, shift=2)
+    labels = labels.copy()
+    labels[::7] = -1
+    linked = link_cameras(x, labels, camids, 1.0)
+    assert ((linked == -1) == (labels == -1)).all()
+    assert (link_cameras(x, np.full(len(x), -1), camids, 1.0) == -1).all()
+
+
+def test_clusters_that_share_a_camera_are_left_alone():
+    x, pids, camids, _ = filmed(15, 2, shift=2)
+    assert (link_cameras(x, pids, camids, 1.0) == pids).all(), "each cluster holds both cameras already"
+
+
+def test_a_chain_does_not_tie_a_camera_to_itself():
+    cluster, camera = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 0])
+    assert joined([(0.9, 0, 1), (0.8, 1, 2), (0.7, 2, 3)], cluster, camera).tolist() == [0, 0, 0, 3]
+
+
+def test_parts_are_centred_for_each_camera():
+    x, _, camids, labels = filmed(12, 3, shift=5)
+    cluster, camera, centres = camera_parts(x, labels, camids)
+    assert len(cluster) == 36 and torch.allclose(centres.norm(dim=1), torch.ones(36))
+    raw = centroids(x, labels)
+    for c in range(3):
+        own = raw[camids[::4] == c]
+        assert torch.allclose(centres[camera == c], torch.nn.functional.normalize(own - own.mean(0)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "camids, share, message", [([1, None], 0.5, "some are unknown"), ([1, 2], 1.5, "between 0 and 1")]
+)
+def test_impossible_links(camids, share, message):
+    with pytest.raises(ValueError, match=message):
+        link_cameras(torch.eye(2), np.array([0, 1]), camids, share)

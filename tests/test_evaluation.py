@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from affscl.scores import evaluation
-from affscl.scores.evaluation import Scores, evaluate, score
-from affscl.scores.reranking import rerank
+from affscl.scores.evaluation import Scores, evaluate, nothing_to_find, same_person_pairs, score
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "evaluation.npz")
 IDS = [GOLDEN[name] for name in ("query_pids", "gallery_pids", "query_camids", "gallery_camids")]
@@ -43,7 +42,7 @@ def naive(distance, query_pids, gallery_pids, query_camids, gallery_camids, ap="
 
 @st.composite
 def problems(draw):
-    """A small evaluation full of ties, distractors and queries without a match."""
+    """A small evaluation full of ties, distractors, unknown cameras and queries without a match."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     q, g, people, cameras = (draw(st.integers(1, high)) for high in (12, 70, 6, 4))
     distance = rng.integers(0, draw(st.integers(1, 40)), (q, g)).astype(draw(st.sampled_from([np.float32, np.float64])))
@@ -54,8 +53,11 @@ def problems(draw):
         rng.integers(0, cameras, q),
         rng.integers(0, cameras, g),
     ]
-    if draw(st.booleans()):
+    cameras = draw(st.sampled_from(["known", "none", "some"]))
+    if cameras == "none":
         ids[2:] = None, None
+    elif cameras == "some":  # nan is an unknown camera, and equals nothing
+        ids[2:] = [np.where(rng.random(len(x)) < 0.3, np.nan, x) for x in ids[2:]]
     return distance, ids
 
 
@@ -64,18 +66,31 @@ def in_torch(monkeypatch):
     monkeypatch.setattr(evaluation, "_block_ranks", evaluation._ranks_torch)
 
 
+def unsure_pairs(query_pids, gallery_pids, query_camids, gallery_camids):
+    """How many pairs of one person have a crop whose camera is unknown, and how many pairs there are."""
+    pairs = [(i, j) for i, pid in enumerate(query_pids) for j, other in enumerate(gallery_pids) if pid == other]
+    if query_camids is None:
+        return len(pairs), len(pairs)
+    return sum(bool(np.isnan(query_camids[i]) or np.isnan(gallery_camids[j])) for i, j in pairs), len(pairs)
+
+
 def check(distance, ids, ap):
     aps, cmc = naive(distance, *ids, ap=ap)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = score(distance, *ids, ap=ap)
+    said = [str(warning.message) for warning in caught]
     np.testing.assert_allclose(found.ap, aps, atol=1e-12)
     np.testing.assert_allclose(found.cmc, cmc, atol=1e-12)
     assert found.cmc.shape == (50,)
     if np.isnan(aps).all():
-        assert np.isnan(found.mAP) and "no query has a match" in str(caught[0].message)
+        assert np.isnan(found.mAP) and "no query has a match" in said.pop()
     else:
-        assert np.isclose(found.mAP, np.nanmean(aps)) and not caught
+        assert np.isclose(found.mAP, np.nanmean(aps))
+    unsure, pairs = unsure_pairs(*ids)
+    if unsure:
+        assert f"{unsure} of {pairs} pairs of one person count" in said.pop()
+    assert not said
 
 
 @settings(deadline=None, max_examples=80)
@@ -114,18 +129,14 @@ def test_golden_in_torch_and_in_small_blocks(in_torch, monkeypatch):
 def test_golden_on_a_gpu():
     features = [torch.from_numpy(x).cuda() for x in FEATURES]
     np.testing.assert_allclose(evaluate(*features, *IDS).ap, GOLDEN["ap_per_query"], atol=1e-6)
-    assert np.abs(rerank(*features) - GOLDEN["reranked_distance"]).max() < 1e-5
 
 
 def test_memory_stays_within_a_block(monkeypatch):
     monkeypatch.setattr(evaluation, "BLOCK", 5 * 420)
-    squared, sizes = evaluation._squared, []
-    monkeypatch.setattr(evaluation, "_squared", lambda *args: sizes.append(squared(*args)) or sizes[-1])
+    squared, sizes = evaluation.squared_distance, []
+    monkeypatch.setattr(evaluation, "squared_distance", lambda *args: sizes.append(squared(*args)) or sizes[-1])
     evaluate(*FEATURES, *IDS)
     assert max(block.numel() for block in sizes) <= 5 * 420 and len(sizes) == 18
-    sizes.clear()
-    rerank(*FEATURES)
-    assert max(block.numel() for block in sizes) <= 5 * 420
 
 
 def test_by_hand():
@@ -176,6 +187,110 @@ def test_same_camera_is_ignored_and_distractors_stay():
     assert np.isclose(score(distance, [1], pids, [None], cameras).ap[0], (1 + 2 / 3 + 3 / 4) / 3)
 
 
+def world(seed=0):
+    """Features in which a camera's tint is stronger than a person, and their four lists of ids."""
+    rng = np.random.default_rng(seed)
+    people, tints = rng.normal(size=(21, 16)), 3 * rng.normal(size=(4, 16))
+    ids = [rng.integers(1, 21, 60), rng.integers(0, 21, 300), rng.integers(0, 4, 60), rng.integers(0, 4, 300)]
+    features = [people[p] + tints[c] + 0.5 * rng.normal(size=(len(p), 16)) for p, c in (ids[::2], ids[1::2])]
+    return features, ids
+
+
+def told(function, *args):
+    """A function's value, and what it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = function(*args)
+    return value, [str(warning.message) for warning in caught]
+
+
+def with_unknown(ids, where, share, kind):
+    """The ids with some cameras unknown: `where` is 2 (queries), 3 (gallery) or both."""
+    ids = list(ids)
+    rng = np.random.default_rng(1)
+    for i in where:
+        unknown = rng.random(len(ids[i])) < share
+        unknown[np.flatnonzero(ids[i - 2] > 0)[0]] = True  # somebody's, not a distractor's
+        ids[i] = kind([None if u else int(c) for u, c in zip(unknown, ids[i])])
+    return ids
+
+
+KINDS = {"list": list, "objects": lambda x: np.array(x, object), "floats": lambda x: np.array(x, float)}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("where", [(2,), (3,), (2, 3)], ids=["query", "gallery", "both"])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_unknown_cameras_leave_the_rule_on_for_the_others(where, share, kind):
+    features, ids = world()
+    some = with_unknown(ids, where, share, kind)
+    strict, loose = evaluate(*features, *ids), told(evaluate, *features, *ids[:2], None, None)[0]
+    found, said = told(evaluate, *features, *some)
+    known = [np.array(x, float) for x in some[2:]]
+    distance = ((features[0][:, None] - features[1][None]) ** 2).sum(2)
+    np.testing.assert_allclose(found.ap, naive(distance, *ids[:2], *known)[0])
+    unsure, pairs = unsure_pairs(*ids[:2], *known)
+    assert strict.mAP <= found.mAP < loose.mAP and loose.mAP - strict.mAP > 0.1
+    if share == 0:  # one unknown camera
+        assert found.mAP < strict.mAP + 0.05
+    assert len(said) == 1 and "holds in part only" in said[0] and f"{unsure} of {pairs} pairs" in said[0]
+    assert f"({found.left_out} are left out)" in said[0] and 0 < found.left_out < strict.left_out
+
+
+def test_how_many_cameras_are_unknown_is_told():
+    features, ids = world()
+    ids[2] = [None, None, *ids[2][2:]]
+    said = told(evaluate, *features, *ids)[1][0]
+    assert "unknown for 2 of 60 queries and 0 of 300 gallery crops" in said
+
+
+@pytest.mark.parametrize("unknown", [lambda x: None, lambda x: [None] * len(x), lambda x: np.full(len(x), np.nan)])
+def test_a_rule_that_is_off_is_told(unknown):
+    features, ids = world()
+    found, said = told(evaluate, *features, *ids[:2], unknown(ids[2]), unknown(ids[3]))
+    assert len(said) == 1 and "the same-camera rule is off" in said[0] and found.left_out == 0
+    assert "60 of 60 queries and 300 of 300 gallery crops" in said[0]
+
+
+def test_unknown_cameras_of_crops_that_match_nobody_are_not_told():
+    features, ids = world()
+    distractors = ids[1] == 0
+    assert distractors.sum() > 5
+    ids[3] = np.where(distractors, np.nan, ids[3])
+    found, said = told(evaluate, *features, *ids)
+    assert not said and found.mAP == evaluate(*features, *world()[1]).mAP
+
+
+def test_the_pairs_left_out_are_counted():
+    _, (qp, gp, qc, gc) = world()
+    pairs = same_person_pairs(qp, gp, qc, gc)
+    both = (qp[:, None] == gp) & (qc[:, None] == gc)
+    assert evaluate(*world()[0], qp, gp, qc, gc).left_out == pairs.left_out.sum() == both.sum() > 0
+    assert not pairs.unsure.any() and nothing_to_find(pairs) is None
+
+
+@pytest.mark.parametrize("function", [evaluate, lambda q, g, *ids: score(np.ones((len(q), len(g))), *ids)])
+def test_one_camera_for_all_is_named_with_what_to_do(function):
+    features, ids = world()
+    ids[2:] = np.full(60, 7), np.full(300, 7)
+    found, said = told(function, *features, *ids)
+    assert np.isnan(found.mAP) and np.isnan(found.ap).all() and len(said) == 1
+    assert "no query has a match" in said[0] and "one camera took both crops" in said[0]
+    assert f"each of the {found.left_out} pairs" in said[0] and "leave all camids out" in said[0]
+
+
+def test_one_camera_for_each_person_is_named_too():
+    features, ids = world()
+    ids[2:] = ids[0] % 4, ids[1] % 4  # nobody is ever seen by two cameras
+    assert "one camera took both crops" in told(evaluate, *features, *ids)[1][0]
+
+
+def test_strangers_only_are_named():
+    features, ids = world()
+    found, said = told(evaluate, *features, ids[0] + 1000, *ids[1:])
+    assert np.isnan(found.mAP) and "no person in common" in said[0] and len(said) == 1
+
+
 def test_inputs_may_be_tensors_lists_and_half_precision():
     expected = score(GOLDEN["distance"], *IDS)
     assert score(torch.from_numpy(GOLDEN["distance"]), *(torch.from_numpy(x) for x in IDS)).mAP == expected.mAP
@@ -214,81 +329,11 @@ Q, G = FEATURES
         (score, (np.where(GOLDEN["distance"] > 2, np.nan, 1), *IDS), "distance holds nan"),
         (score, (np.zeros((0, 5)), [], [1, 2, 3, 4, 5], None, None), "0 queries and 5 gallery"),
         (score, (GOLDEN["distance"], *IDS, "area"), "'area'"),
-        (rerank, (Q, G, 20, 30), "k2"),
-        (rerank, (Q, G, 0), "k1"),
-        (rerank, (Q, G, 20, 6, 1.5), "lambda_value"),
-        (rerank, (Q, G[:0]), "empty"),
     ],
 )
 def test_mistakes_are_named(function, args, message):
     with pytest.raises(ValueError, match=message):
         function(*args)
-
-
-def test_reranking_golden():
-    distance = rerank(*FEATURES)
-    assert distance.shape == (90, 420) and distance.dtype == np.float32
-    assert np.abs(distance - GOLDEN["reranked_distance"]).max() < 1e-5
-    found = score(distance, *IDS)
-    assert abs(found.mAP - GOLDEN["reranked_mAP"]) < 1e-6
-    np.testing.assert_allclose(found.cmc, GOLDEN["reranked_cmc"], atol=1e-6)
-
-
-def dense_rerank(query, gallery, k1, k2, lambda_value):
-    """k-reciprocal re-ranking with square arrays."""
-    x = np.concatenate([query, gallery]).astype(float)
-    d = ((x[:, None] - x[None]) ** 2).sum(2)
-    delta = (d / d.max(1, keepdims=True)) ** 2
-    np.fill_diagonal(d, -1)
-    order, half = np.argsort(d, 1, kind="stable"), int(np.around(k1 / 2)) + 1
-
-    def mutual(i, k):
-        return {j for j in order[i, :k] if i in order[j, :k]}
-
-    v = np.zeros_like(d)
-    for i in range(len(x)):
-        core = mutual(i, k1 + 1)
-        members = core.union(*(s for s in (mutual(j, half) for j in core) if len(s & core) > 2 / 3 * len(s)))
-        v[i, list(members)] = np.exp(-delta[i, list(members)])
-        v[i] /= v[i].sum()
-    v, q = v[order[:, :k2]].mean(1), len(query)
-    shared = np.minimum(v[:q, None], v[None, q:]).sum(2)
-    return (1 - lambda_value) * (1 - shared / (2 - shared)) + lambda_value * delta[:q, q:]
-
-
-@pytest.mark.parametrize(
-    "k1, k2, lambda_value, scale", [(1, 1, 0.0, 1), (5, 3, 0.3, 1), (8, 9, 1.0, 1), (20, 6, 0.5, 30)]
-)
-def test_reranking_equals_square_arrays(k1, k2, lambda_value, scale, monkeypatch):
-    monkeypatch.setattr(evaluation, "BLOCK", 700)
-    rng = np.random.default_rng(k1)
-    people = rng.normal(size=(9, 12))
-    query, gallery = (
-        scale * (people[rng.integers(0, 9, n)] + 0.6 * rng.normal(size=(n, 12))).astype(np.float32) for n in (17, 60)
-    )
-    np.testing.assert_allclose(
-        rerank(query, gallery, k1, k2, lambda_value), dense_rerank(query, gallery, k1, k2, lambda_value), atol=2e-5
-    )
-
-
-def test_reranking_few_or_equal_crops():
-    rng = np.random.default_rng(0)
-    query, gallery = rng.normal(size=(2, 4)), rng.normal(size=(3, 4))
-    with pytest.warns(UserWarning, match="only 5 crops: using k1=4"):
-        distance = rerank(query, gallery)
-    np.testing.assert_allclose(distance, dense_rerank(query, gallery, 4, 5, 0.3), atol=1e-5)
-    assert np.isfinite(rerank(np.ones((3, 4)), np.ones((30, 4)))).all()
-
-
-def test_reranking_helps_where_neighbours_agree():
-    rng = np.random.default_rng(0)
-    people = rng.normal(size=(30, 16))
-    pids = [np.repeat(np.arange(30), n) for n in (1, 10)]
-    query, gallery = (people[p] + 0.7 * rng.normal(size=(len(p), 16)) for p in pids)
-    assert (
-        score(rerank(query, gallery, k1=9, k2=3), *pids, None, None).mAP
-        > evaluate(query, gallery, *pids, None, None).mAP + 0.05
-    )
 
 
 def test_the_count_is_faster_than_a_sort():

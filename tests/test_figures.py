@@ -6,9 +6,7 @@ import pytest
 import torch
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
-from torch import nn
 
-from affscl.model.network import AFF, Output
 from affscl.scores import figures
 from affscl.scores.evaluation import score
 
@@ -160,53 +158,6 @@ def test_cluster_montage(tmp_path):
     assert len(drawn(figures.cluster_montage(CROPS, labels, clusters=[1], columns=4), tmp_path)) == 4
 
 
-class Tiny(nn.Module):
-    """Two channels: the first sees red, the second green; the embedding is their mean."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale, self.pool = nn.Parameter(torch.ones(1)), nn.AdaptiveAvgPool2d(1)
-
-    def forward(self, images):
-        pooled = self.pool(self.scale * images[:, :2]).flatten(1)
-        return Output(pooled, pooled, nn.functional.normalize(pooled))
-
-
-def test_grad_cam_by_hand():
-    image = torch.zeros(1, 3, 8, 4)
-    image[0, 0, :4] = 2.0
-    image[0, 1, 4:] = 1.0
-    model = Tiny()
-    red, green = (figures.grad_cam(model, image, torch.tensor(r)) for r in ([1.0, 0.0], [0.0, 1.0]))
-    assert red.shape == (1, 8, 4) and red[0, :4].min() == 1 and red[0, 4:].max() == 0
-    assert green[0, 4:].min() == 1 and green[0, :4].max() == 0
-    own = figures.grad_cam(model, image)[0]  # weights 2 : 1 times maps 2 : 1
-    assert own[0, 0] == 1 and torch.isclose(own[7, 0], torch.tensor(0.25))
-    assert figures.grad_cam(model, image, torch.tensor([-1.0, -1.0])).max() == 0
-
-
-def test_grad_cam_leaves_the_network_as_it_was():
-    torch.manual_seed(0)
-    model = AFF("resnet10", height=64, width=32).train()
-    model.neck.eval()
-    images = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        heat = figures.grad_cam(model, images)
-    assert heat.shape == (3, 64, 32) and heat.min() >= 0 and torch.allclose(heat.amax((1, 2)), torch.ones(3))
-    assert model.training and not model.neck.training and not model.pool._forward_pre_hooks
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    np.testing.assert_allclose(figures.grad_cam(model, images[1:2])[0], heat[1], atol=1e-4)
-
-
-def test_show_heat(tmp_path):
-    heat = RNG.random((12, 16, 8))
-    assert len(drawn(figures.show_heat(CROPS, heat, columns=5), tmp_path)) == 10
-    axes = drawn(figures.show_heat(CROPS[:2], {"a": heat[:2], "b": torch.from_numpy(heat[:2])}), tmp_path)
-    assert len(axes) == 6 and axes[4].get_ylabel() == "b" and len(axes[2].images) == 2
-
-
 @pytest.mark.parametrize(
     "name, args, message",
     [
@@ -226,10 +177,19 @@ def test_show_heat(tmp_path):
         ("tsne", (FEATURES, PIDS, CAMIDS[:3]), "3 camids"),
         ("cluster_montage", (CROPS, np.full(12, -1)), "0 clusters"),
         ("cluster_montage", (CROPS, np.zeros(12, int), None, [3]), "no such clusters"),
-        ("grad_cam", (Tiny(), CROPS[0]), r"\(b, 3, h, w\)"),
-        ("show_heat", (CROPS, np.zeros((12, 5, 5))), "one map for each image"),
     ],
 )
 def test_mistakes_are_named(name, args, message):
     with pytest.raises(ValueError, match=message):
         getattr(figures, name)(*args)
+
+
+def test_unknown_cameras_equal_nothing(tmp_path):
+    distance, pids = np.array([[0.0, 1.0, 2.0, 3.0]]), [1, 2, 1, 1]
+    indices, matches = figures.top(distance, [1], pids, [None], [None, None, None, 3], k=4)
+    assert indices.tolist() == [[0, 1, 2, 3]] and matches.sum() == 3
+    assert figures.top(distance, [1], pids, [3], [None, None, 3, 3], k=3)[0].tolist() == [[0, 1, -1]]
+    camids = np.where(np.arange(60) < 20, None, CAMIDS)
+    kinds = figures._pair_kinds(PIDS, figures._cameras(camids), 1000, np.random.default_rng(0))
+    assert len(kinds) == 4 and all(min(i.min(), j.min()) >= 20 for i, j in kinds.values())
+    assert len(drawn(figures.tsne(FEATURES, PIDS, camids), tmp_path)) == 2

@@ -13,7 +13,7 @@ from affscl.data.synthetic import make_dataset
 from affscl.model.network import load_model
 from affscl.training import loop as training
 from affscl.training.cli import eval_command
-from affscl.training.config import RECIPES, Config
+from affscl.training.config import RECIPES
 from affscl.training.loading import load_data
 from affscl.training.loop import learning_rate, prepare, train
 from affscl.training.runs import read_history
@@ -205,27 +205,6 @@ class TestRefusals:
         )
         assert {sample.domain for sample in data.train} == {SOURCE, TARGET}
 
-    def test_contradictions_are_told_together(self):
-        with pytest.raises(ValueError) as error:
-            Config(
-                source="market1501",
-                labels="truth",
-                adapt="mixed",
-                camera_links=2.0,
-                links_from=0,
-                search="magic",
-                negatives="some",
-            )
-        for word in (
-            "labels='truth'",
-            "joint, pretrain, source",
-            "camera_links=2.0",
-            "links_from=0",
-            "exact, faiss",
-            "'all', 'camera'",
-        ):
-            assert word in str(error.value)
-
     def test_unknown_cameras(self, short, worlds, tmp_path):
         nameless = replace(
             short,
@@ -301,7 +280,9 @@ class TestCameras:
         done = train(config, tmp_path / "run")
         again = train(replace(config, epochs=1), tmp_path / "parted")
         assert same(train(config, resume=again.run).model.state_dict(), done.model.state_dict())
-        scored = training.evaluate_model(load_model(done.run), prepare(config).query, prepare(config).gallery)["as extracted"]
+        scored = training.evaluate_model(load_model(done.run), prepare(config).query, prepare(config).gallery)[
+            "as extracted"
+        ]
         assert scored.mAP == pytest.approx(read_history(done.run)[-1]["mAP"], abs=1e-6)
 
 

@@ -203,9 +203,9 @@ def nothing_to_find(
         return "no query has a match in the gallery: they have no person in common"
     if pairs.left_out.all():
         return (
-            f"no query has a match in the gallery: each of the {len(pairs.queries)} pairs of one person was taken by one"
-            " camera, and the same-camera rule leaves such pairs out. Put crops of another camera into the gallery, or"
-            " leave all camids out, which switches the rule off"
+            f"no query has a match in the gallery: in each of the {len(pairs.queries)} pairs of one person, one camera"
+            " took both crops, and the same-camera rule leaves such pairs out. Put crops of another camera into the"
+            " gallery, or leave all camids out, which switches the rule off"
         )
     return None
 

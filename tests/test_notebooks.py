@@ -15,6 +15,25 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem != "index"]
 RUN = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], flags=sys.argv[2], n_workers=0)"
 CAP = 40  # lines in a code cell
+APPENDICES = {"98_decisions", "99_glossary"}
+# Chapters about files, words and processes, of which there is nothing to see.
+PLAIN = APPENDICES | {
+    "02_domains",
+    "12_weights",
+    "24_labellers",
+    "33_factory",
+    "42_benchmark",
+    "50_config",
+    "51_loading",
+    "52_runs",
+    "53_processes",
+    "54_progress",
+    "56_cli",
+    "71_tables",
+    "72_sweeps",
+    "74_naive",
+    "75_measuring",
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -66,6 +85,9 @@ class TestSkeleton:
         headings = re.findall(r"^## (.+)$", "\n".join(cells(path, "markdown")), re.M)
         assert headings[0] == "What you will learn"
         assert headings[-2:] == ["Summary", "Exercises"]
+        last = "\n".join(cells(path, "markdown")).rsplit("## Exercises", 1)[1]
+        assert re.search(r"hint|answer", last, re.I), "exercises have hints or short answers"
+        assert "TODO" not in last
         assert any(heading.startswith("What the paper leaves open") for heading in headings)
 
     def test_cells_are_short(self, path):
@@ -90,7 +112,7 @@ class TestSkeleton:
             cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code" and cell["outputs"]
         ]
         text = json.dumps([cell["outputs"] for cell in stored])
-        assert len(stored) >= 5
+        assert len(stored) >= (1 if path.stem in APPENDICES else 4)
         assert '"output_type": "error"' not in text
         assert "\\r" not in text, "progress bars leave junk in stored outputs"
         assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text, (
@@ -98,9 +120,29 @@ class TestSkeleton:
         )
 
     def test_has_pictures(self, path):
-        assert path.stem.endswith("cli") or '"image/png"' in path.read_text()
+        assert path.stem in PLAIN or '"image/png"' in path.read_text()
 
 
 def test_sidebar_lists_every_notebook_in_order():
     listed = re.findall(r"- (\S+\.ipynb)", (ROOT / "nbs" / "_quarto.yml").read_text())
     assert listed == ["index.ipynb"] + [path.name for path in CHAPTERS]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_decision_is_a_link_to_the_table(path):
+    prose = "\n".join(cells(path, "markdown"))
+    linked = set(re.findall(r"98_decisions\.ipynb#d(\d+)", prose))
+    assert linked <= {str(n) for n in range(1, 33)}
+    plain = re.findall(r"(?<![\[\w])[Dd]ecisions? \d+", prose)
+    assert path.stem in APPENDICES or plain == [], "write [decision 14](98_decisions.ipynb#d14)"
+
+
+def test_every_decision_has_its_line_and_its_chapter():
+    table = "\n".join(cells(ROOT / "nbs" / "98_decisions.ipynb", "markdown"))
+    for number in range(1, 33):
+        (line,) = [line for line in table.splitlines() if f'<a id="d{number}"></a>' in line]
+        for name in re.findall(r"\]\((\w+\.ipynb)\)", line):
+            prose = "\n".join(cells(ROOT / "nbs" / name, "markdown") + cells(ROOT / "nbs" / name, "code"))
+            assert re.search(rf"98_decisions\.ipynb#d{number}\b|[Dd]ecision {number}\b", prose), (
+                f"decision {number} is not explained in {name}"
+            )

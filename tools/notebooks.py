@@ -63,8 +63,18 @@ def run(path):
     print(f"{path.name}: {time.time() - start:.0f} s", flush=True)
 
 
+def picture():
+    """Keep the last picture of chapter 00 as a file, for the README and the site's first page."""
+    cells = read_nb(NOTEBOOKS / "00_whole_game.ipynb").cells
+    pictures = [out["data"]["image/png"] for c in cells for out in c.get("outputs", []) if "image/png" in out.get("data", {})]
+    target = NOTEBOOKS / "images" / "whole_game.png"
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(base64.b64decode("".join(pictures[-1])))
+
+
 def readme():
     """Write README.md from the prose and shown code of index.ipynb, its hidden cells left out."""
+    picture()
     cells = []
     for cell in NBProcessor(NOTEBOOKS / "index.ipynb", process=True).nb.cells:
         directives = getattr(cell, "directives_", None) or {}
@@ -73,7 +83,7 @@ def readme():
         elif not {"hide", "default_exp"} & directives.keys():
             cells.append(v4.new_code_cell(cell.source))
     body, _ = MarkdownExporter().from_notebook_node(NotebookNode(v4.new_notebook(cells=cells)))
-    body = re.sub(r"\]\((\w+\.ipynb)", r"](nbs/\1", body).replace("](../", "](")  # links are seen from nbs/
+    body = re.sub(r"\]\((\w+\.ipynb|images/)", r"](nbs/\1", body).replace("](../", "](")  # links are seen from nbs/
     note = "<!-- Made from nbs/index.ipynb by `python tools/notebooks.py readme`: edit that. -->\n"
     (ROOT / "README.md").write_text(note + body.strip() + "\n", encoding="utf-8")
 

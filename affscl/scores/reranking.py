@@ -69,14 +69,14 @@ def rerank(
     square, step = x.square().sum(1), max(1, BLOCK // n)
     v, farthest = _encode(x, square, k1, k2)
     columns, below_one = v.tocsc(), np.nextafter(np.float32(1), np.float32(0))
-    weights = v.indptr, v.indices, v.data, columns.indptr, columns.indices, columns.data
+    both = (v.indptr, v.indices, v.data), (columns.indptr, columns.indices, columns.data)
     result = np.empty((q, n - q), np.float32)
     for start in range(0, q, step):
         stop = min(start + step, q)
         delta = squared_distance(x[start:stop], x[q:], square[start:stop], square[q:]).cpu().numpy()
         delta = (delta / farthest[start:stop, None]) ** 2
         result[start:stop] = lambda_value * delta + (1 - lambda_value)
-        sizes, others, jaccard = distance_rows(start, stop, *weights, below_one)
+        sizes, others, jaccard = distance_rows(start, stop, *both, below_one)
         rows, some = np.repeat(np.arange(start, stop), sizes), others >= q
         result[rows[some], others[some] - q] -= (1 - lambda_value) * (1 - jaccard[some])
     return result

@@ -1,5 +1,6 @@
 """The store: decoding in every mode, names, threads and injected faults."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -12,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 import affscl.data.store
 from affscl.data.datasets import Sample
-from affscl.data.store import PART, ImageStore, cache_folder
+from affscl.data.store import PART, ImageStore, as_rgb, cache_folder, eight_bits, load_crop, store_name
 
 SIZES = [(48, 24), (80, 31), (20, 20), (64, 32)]
 
@@ -225,3 +226,257 @@ class TestImageStore:
     def test_progress_is_silent_where_nobody_watches(self, samples, cache, capfd):
         ImageStore(samples, 40, 20, cache)
         assert capfd.readouterr() == ("", "")
+
+
+def ramp(height=16, width=32):
+    """Grey values from 0 to 255, all of them."""
+    return np.arange(256, dtype=np.uint8).repeat(height * width // 256).reshape(height, width)
+
+
+def colours(height=16, width=32):
+    """An RGB image in which no two corners are alike."""
+    down, right = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([down * 15, right * 8, (down + right) * 5], 2).astype(np.uint8))
+
+
+def opaque_in(mode):
+    """The image of `colours` in any mode, and what it should look like in RGB."""
+    image, grey = colours(), np.stack([ramp()] * 3, 2)
+    if mode.startswith("I;16"):
+        kind = {"B": ">u2", "N": "=u2"}.get(mode[-1], "<u2")
+        return Image.frombytes(mode, (32, 16), (ramp().astype(np.uint16) * 257).astype(kind).tobytes()), grey
+    if mode in ("I", "F"):
+        return Image.fromarray(ramp().astype({"I": np.int32, "F": np.float32}[mode])), grey
+    if mode == "LAB":
+        return Image.frombytes(
+            "LAB", (32, 16), np.asarray(image).tobytes()
+        ), None  # any colours; no other decoder at hand
+    if mode in ("La", "RGBa"):
+        image = image.convert(mode.upper())
+    if mode == "PA":
+        image = image.convert("P")
+    image = image.convert(mode)
+    plain = {"La": "LA", "RGBa": "RGBA"}.get(mode)
+    return image, np.asarray((image.convert(plain) if plain else image).convert("RGB"))
+
+
+class TestModes:
+    @pytest.mark.parametrize("mode", Image.MODES)
+    def test_every_mode_that_pillow_has(self, mode):
+        if mode == "LAB" and not features.check("littlecms2"):
+            pytest.skip("this Pillow was built without colour management")
+        image, expected = opaque_in(mode)
+        rgb = as_rgb(image)
+        assert rgb.mode == "RGB" and rgb.size == (32, 16) and np.asarray(rgb).std() > 20
+        assert expected is None or np.array_equal(np.asarray(rgb), expected)
+
+    @pytest.mark.parametrize("mode", Image.MODES)
+    def test_every_mode_in_every_kind_of_file(self, mode, tmp_path):
+        """Whatever a file holds, it decodes to what the same pixels in memory do, or nearly if the kind loses some."""
+        image, _ = opaque_in(mode)
+        for kind in ("png", "tif", "jpg", "webp", "gif", "bmp", "ppm", "tga"):
+            path = tmp_path / f"a.{kind}"
+            if kind in ("webp", "gif") and mode.startswith("I;16"):
+                continue  # Pillow itself writes white
+            try:
+                image.save(path)
+            except (OSError, ValueError):
+                continue  # there is no such kind of this mode
+            with Image.open(path) as again:
+                exact = kind not in ("jpg", "webp", "gif") and again.mode == mode
+            crop = load_crop(path, 16, 32)
+            assert crop.shape == (3, 16, 32) and crop.dtype == np.uint8 and crop.std() > 20, kind
+            assert not exact or np.array_equal(crop.transpose(1, 2, 0), as_rgb(image)), kind
+
+    @pytest.mark.parametrize(
+        "kind, modes", [("jpg", ["RGB", "L", "CMYK", "YCbCr", "1"]), ("png", ["RGB", "L", "P", "1"]), ("bmp", ["RGB"])]
+    )
+    def test_ordinary_files_keep_their_bytes(self, kind, modes, tmp_path):
+        noise, path = np.random.default_rng(0).integers(0, 256, (50, 30, 3), dtype=np.uint8), tmp_path / f"a.{kind}"
+        for mode in modes:
+            Image.fromarray(noise).convert(mode).save(path)
+            with Image.open(path) as image:
+                expected = np.asarray(image.convert("RGB").resize((20, 40), Image.Resampling.BICUBIC))
+            assert np.array_equal(load_crop(path, 40, 20).transpose(1, 2, 0), expected)
+
+
+class TestDeepPixels:
+    def of(self, values, kind):
+        return np.asarray(eight_bits(Image.fromarray(np.array([values]).astype(kind))))[0].tolist()
+
+    def test_sixteen_bits_by_their_full_range(self):
+        assert self.of([0, 128, 129, 257, 32768, 65406, 65407, 65535], np.uint16) == [0, 0, 1, 1, 128, 254, 255, 255]
+        assert self.of([0, 4095], np.uint16) == [0, 16]  # 12 bits in 16: dark, as the table says
+
+    @pytest.mark.parametrize("kind", [np.int32, np.float32])
+    def test_values_of_a_byte_stay(self, kind):
+        assert self.of([0, 7, 200], kind) == [0, 7, 200] and self.of([3, 255], kind) == [3, 255]
+
+    @pytest.mark.parametrize("kind", [np.int32, np.float32])
+    @pytest.mark.parametrize(
+        "values, expected",
+        [
+            ([0, 500, 1000], [0, 128, 255]),
+            ([-100, 0, 100], [0, 128, 255]),
+            ([-2147483648, 0, 2147483520], [0, 128, 255]),
+            ([1000, 1000], [0, 0]),
+            ([-1, -1], [0, 0]),
+            ([16000, 16256], [0, 255]),
+        ],
+    )
+    def test_others_by_their_own_range(self, kind, values, expected):
+        assert self.of(values, kind) == expected
+
+    def test_floats_up_to_one(self):
+        assert self.of([0, 0.5, 1], np.float32) == [0, 128, 255]
+        assert self.of([0, 0.1], np.float32) == [0, 26] and self.of([0, 0], np.float32) == [0, 0]
+        assert self.of([0, 1], np.int32) == [0, 1]  # whole numbers are no shares
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_floats_that_are_no_numbers_are_reported(self, bad, cache, tmp_path):
+        values = np.full((8, 4), 3, np.float32)
+        values[2, 1] = bad
+        Image.fromarray(values).save(tmp_path / "bad.tif")
+        with pytest.raises(ValueError, match=r"1 of 1 images.*\n.*bad\.tif: ValueError: some pixels are not finite"):
+            ImageStore([Sample(str(tmp_path / "bad.tif"))], 8, 4, cache)
+
+    def test_signed_16_bits(self, tmp_path):
+        """Pillow writes no such file: a TIFF of unsigned 16 bits is told that it is signed."""
+        Image.fromarray(np.full((2, 2), 7, np.uint16)).save(tmp_path / "a.tif", tiffinfo={339: 2})
+        assert load_crop(tmp_path / "a.tif", 2, 2).max() == 7  # mode I, values of a byte
+
+
+class TestTransparency:
+    MASK = np.tile(np.arange(32) < 16, (16, 1))  # the left half is opaque
+
+    def expected(self):
+        return np.asarray(colours()) * self.MASK[:, :, None]
+
+    def cut_out(self):
+        image = colours().convert("RGBA")
+        image.putalpha(Image.fromarray((255 * self.MASK).astype(np.uint8)))
+        return image
+
+    def test_lies_over_black(self):
+        assert np.array_equal(as_rgb(self.cut_out()), self.expected())
+        assert np.array_equal(as_rgb(self.cut_out().convert("RGBa")), self.expected())
+
+    @pytest.mark.parametrize("mode", ["LA", "La"])
+    def test_grey(self, mode):
+        image = self.cut_out().convert("LA")
+        expected = np.asarray(colours().convert("L")) * self.MASK
+        assert np.array_equal(np.asarray(as_rgb(image.convert(mode)))[:, :, 1], expected)
+
+    def test_half_transparent(self):
+        image = Image.new("RGBA", (4, 4), (200, 100, 50, 128))
+        assert np.asarray(as_rgb(image))[0, 0].tolist() == [100, 50, 25]
+
+    @pytest.mark.parametrize("kind", ["png", "webp", "tif", "tga"])
+    def test_in_files(self, kind, tmp_path):
+        self.cut_out().save(tmp_path / f"a.{kind}", **dict(lossless=True, exact=True) if kind == "webp" else {})
+        assert np.array_equal(load_crop(tmp_path / f"a.{kind}", 16, 32).transpose(1, 2, 0), self.expected())
+
+    @pytest.mark.parametrize(
+        "kind, mode, colour",
+        [
+            ("png", "RGB", (0, 8, 5)),
+            ("png", "L", 40),
+            ("png", "P", None),
+            ("png", "1", 255),
+            ("gif", "L", 40),
+            ("gif", "P", None),
+            ("gif", "1", 255),
+        ],
+    )
+    def test_one_transparent_colour(self, kind, mode, colour, tmp_path):
+        """A PNG or GIF may name one colour that is not to be seen, in modes without a channel for it."""
+        image = colours().convert(mode)
+        image.save(tmp_path / f"a.{kind}", transparency=image.getpixel((0, 0)) if colour is None else colour)
+        with Image.open(tmp_path / f"a.{kind}") as again:
+            seen = np.asarray(again.convert("RGBA"))
+        crop = load_crop(tmp_path / f"a.{kind}", 16, 32).transpose(1, 2, 0)
+        assert (seen[:, :, 3] == 0).any() and (crop[seen[:, :, 3] == 0] == 0).all()
+        assert np.array_equal(crop[seen[:, :, 3] == 255], seen[seen[:, :, 3] == 255][:, :3])
+
+    def test_the_first_picture_of_an_animation(self, tmp_path):
+        frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+        for kind in ("gif", "png", "webp", "tif"):
+            frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:])
+            assert load_crop(tmp_path / f"a.{kind}", 4, 4)[:, 0, 0].argmax() == 0
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("number", range(1, 9))
+    @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+    def test_every_note_in_every_kind_of_file(self, number, kind, tmp_path):
+        note = Image.Exif()
+        note[0x0112] = number
+        colours().save(tmp_path / f"a.{kind}", exif=note)
+        with Image.open(tmp_path / f"a.{kind}") as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        with Image.open(tmp_path / f"a.{kind}") as image:
+            assert np.array_equal(as_rgb(image), expected)
+        assert expected.shape[:2] == ((16, 32) if number < 5 else (32, 16))
+
+    def test_by_hand(self):
+        """Where the white pixel at the top left has to go, for each number."""
+        pixels = np.zeros((2, 3, 3), np.uint8)
+        pixels[0, 0] = 255
+        image = Image.fromarray(pixels)
+        for number, corner in {
+            1: (0, 0),
+            2: (0, 2),
+            3: (1, 2),
+            4: (1, 0),
+            5: (0, 0),
+            6: (0, 1),
+            7: (2, 1),
+            8: (2, 0),
+        }.items():
+            image.getexif()[0x0112] = number
+            assert np.argwhere(np.asarray(as_rgb(image))[:, :, 0]).tolist() == [list(corner)], number
+
+    @pytest.mark.parametrize("mode", ["L", "RGBA", "I;16", "P", "F"])
+    def test_in_other_modes(self, mode, tmp_path):
+        note = Image.Exif()
+        note[0x0112] = 6
+        image, expected = opaque_in(mode)
+        kind = "tif" if mode == "F" else "png"
+        image.save(tmp_path / f"a.{kind}", exif=note)
+        assert np.array_equal(load_crop(tmp_path / f"a.{kind}", 32, 16).transpose(1, 2, 0), np.rot90(expected, -1))
+
+    @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+    @pytest.mark.parametrize("rubbish", [b"Exif\0\0rubbish", b"x", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
+    def test_damaged_notes_say_nothing(self, kind, rubbish, tmp_path):
+        colours().save(tmp_path / f"a.{kind}", exif=rubbish)
+        colours().save(tmp_path / f"b.{kind}")
+        assert np.array_equal(load_crop(tmp_path / f"a.{kind}", 16, 32), load_crop(tmp_path / f"b.{kind}", 16, 32))
+
+    @pytest.mark.parametrize("number", [0, 9, 65535])
+    def test_numbers_without_meaning(self, number, tmp_path):
+        note = Image.Exif()
+        note[0x0112] = number
+        colours().save(tmp_path / "a.png", exif=note)
+        assert np.array_equal(load_crop(tmp_path / "a.png", 16, 32).transpose(1, 2, 0), colours())
+
+
+class TestNames:
+    def test_another_way_of_decoding_is_another_store(self, samples, cache, monkeypatch):
+        old = ImageStore(samples, 40, 20, cache)
+        monkeypatch.setattr(affscl.data.store, "DECODING", 99)
+        new = ImageStore(samples, 40, 20, cache)
+        assert new.path != old.path and list(cache.iterdir()) == [new.path]  # the old one goes
+
+    def test_no_store_of_the_first_edition_is_found(self, samples, cache):
+        """The name that the same crops had before images were turned and deep pixels scaled."""
+        paths = [sample.path for sample in samples]
+        which, state = hashlib.sha256(b"bicubic 40x20"), hashlib.sha256()
+        for path in paths:
+            which.update(os.fsencode(path) + b"\0")
+            state.update(f"{path}\0{os.stat(path).st_size} {os.stat(path).st_mtime_ns}\0".encode())
+        old = cache / f"{which.hexdigest()[:16]}-{state.hexdigest()[:16]}.npy"
+        cache.mkdir()
+        old.touch()
+        assert store_name(paths, 40, 20) != old.name
+        ImageStore(samples, 40, 20, cache)
+        assert not old.exists()

@@ -107,7 +107,8 @@ def own_imports(text, module):
 
 
 def test_imports_are_found():
-    text = "from .store import a\nfrom ..model.network import b\nfrom torch import c\nfrom affscl.scores.figures import d\nfrom . import sampling"
+    text = "from .store import a\nfrom ..model.network import b\nfrom torch import c\n"
+    text += "from affscl.scores.figures import d\nfrom . import sampling"
     assert own_imports(text, "data.datasets") == {"data.store", "model.network", "scores.figures", "data.sampling"}
     assert {"training.loop", "model.network"} <= own_imports(source("training.cli"), "training.cli")
 
@@ -145,20 +146,41 @@ def test_every_public_name_is_documented(name):
     assert missing == []
 
 
+def test_the_package_offers_its_names_without_waiting_for_torch():
+    import affscl
+
+    code = "import sys, affscl; assert 'torch' not in sys.modules; affscl.AFF; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert set(affscl.__all__) == set(affscl._HOMES) <= set(dir(affscl))
+    for name, home in affscl._HOMES.items():
+        assert getattr(affscl, name) is getattr(importlib.import_module(f"affscl.{home}"), name)
+    with pytest.raises(AttributeError, match="has no attribute 'Aff'; it offers AFF"):
+        affscl.Aff  # noqa: B018
+    checked = re.search(r"if TYPE_CHECKING:(.*?)\n\n", (ROOT / "affscl" / "__init__.py").read_text(), re.S)[1]
+    assert {name.strip() for line in checked.split("import ")[1:] for name in line.split("from")[0].split(",")} == set(
+        affscl.__all__
+    )
+
+
 def test_the_contract_of_public_names_holds():
-    from affscl.criteria.contrast import balanced_l1
-    from affscl.criteria.memory import DualMemory
-    from affscl.data.datasets import load_dataset
-    from affscl.data.synthetic import make_dataset
-    from affscl.labels.clustering import pseudo_labels
-    from affscl.labels.jaccard import jaccard_distance
-    from affscl.model.attention import CAM, CASAM  # noqa: F401
-    from affscl.model.extraction import extract
-    from affscl.model.network import AFF, load_model
-    from affscl.scores.evaluation import evaluate, score
-    from affscl.scores.reranking import rerank
-    from affscl.training.config import RECIPES, Config
-    from affscl.training.loop import train
+    from affscl import (
+        AFF,
+        RECIPES,
+        Config,
+        DualMemory,
+        balanced_l1,
+        evaluate,
+        extract,
+        jaccard_distance,
+        load_dataset,
+        load_model,
+        make_dataset,
+        pseudo_labels,
+        rerank,
+        score,
+        train,
+    )
+    from affscl.model.attention import CAM, CASAM
 
     def begins(function, *expected):
         found = list(inspect.signature(function).parameters.values())

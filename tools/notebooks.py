@@ -66,7 +66,8 @@ def run(path):
 def picture():
     """Keep the last picture of chapter 00 as a file, for the README and the site's first page."""
     cells = read_nb(NOTEBOOKS / "00_whole_game.ipynb").cells
-    pictures = [out["data"]["image/png"] for c in cells for out in c.get("outputs", []) if "image/png" in out.get("data", {})]
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    pictures = [out["data"]["image/png"] for out in outputs if "image/png" in out.get("data", {})]
     target = NOTEBOOKS / "images" / "whole_game.png"
     target.parent.mkdir(exist_ok=True)
     target.write_bytes(base64.b64decode("".join(pictures[-1])))

@@ -4,7 +4,7 @@
 
 What ImageNet weights are to the paper, these are to the recipes `quick` and `tiny`: a start from which
 clusters can form. The people, garments, cameras and light are those of look 1; the recipes train and test
-on look 0. Only the backbone is kept, in half precision, in affscl/weights/.
+on look 0. Only the backbone is kept, in half precision, in affscl/model/initial/.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from affscl.model.weights import SHIPPED
 from affscl.training.config import RECIPES
 from affscl.training.loop import train
 
-TARGET = Path(__file__).resolve().parent.parent / "affscl" / "weights"
 START = replace(
     RECIPES["quick"],
     recipe="start",
@@ -40,7 +40,7 @@ def backbone_only(state):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default=TARGET / f"{START.backbone}_synthetic.safetensors", help="the file to write")
+    parser.add_argument("--out", default=SHIPPED / f"{START.backbone}_synthetic.safetensors", help="the file to write")
     out = Path(parser.parse_args().out)
     with tempfile.TemporaryDirectory() as folder:
         run = train(START, out=folder).run

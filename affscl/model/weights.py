@@ -113,9 +113,7 @@ def load_weights(
     held = list(state)
     whole = any(name.startswith("backbone.") for name in state)
     if not whole:
-        state = {
-            f"backbone.{name}": value for name, value in state.items() if not name.startswith(("fc.", "classifier."))
-        }
+        state = {f"backbone.{n}": value for n, value in state.items() if not n.startswith(("fc.", "classifier."))}
     for name in own:  # a further domain starts where domain 0 does
         first = re.sub(r"others\.\d+\.", "", name)
         if name not in state and first in state:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from affscl.model.network import AFF
 from affscl.model.weights import shipped_weights
-from affscl.studies.sweeps import check_settings, read_rows
+from affscl.studies.sweeps import check_record, read_results
 from affscl.studies.tables import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,9 +55,9 @@ def test_every_result_names_the_command_that_made_it(name):
 )
 def test_every_study_has_three_seeds_of_each_of_its_settings(path):
     study = path.stem.removeprefix("ablation_")
-    found = read_rows(path)
+    found = read_results(path)
     record = json.loads(path.with_suffix(".json").read_text())
-    check_settings(path, record)
+    check_record(path, record)
     names = [key.removeprefix("setting ") for key in record if key.startswith("setting ")]
     held = {(row["setting"], row["seed"]) for row in found}
     run = {name for name, _ in held}  # a study may have been asked for some of its rows only
@@ -67,7 +67,7 @@ def test_every_study_has_three_seeds_of_each_of_its_settings(path):
 
 def test_shipped_weights_are_small_and_fit():
     assert shipped_weights() == ["resnet10"]
-    path = ROOT / "affscl" / "weights" / "resnet10_synthetic.safetensors"
+    path = ROOT / "affscl" / "model" / "initial" / "resnet10_synthetic.safetensors"
     assert path.stat().st_size < 4e6
     with safe_open(path, "pt") as file:
         assert "make_weights.py" in file.metadata()["made_by"]

@@ -1,0 +1,129 @@
+"""What each study varies, what it refuses, and the published numbers beside it."""
+
+import json
+from dataclasses import asdict, fields, replace
+
+import pytest
+from pretended import TINY, recipe_for
+
+from affscl.model.network import USELESS_WITHOUT_PARTS
+from affscl.studies.ablation import parse_ablate
+from affscl.studies.sweeps import plan
+from affscl.studies.tables import STEPS, STUDIES
+from affscl.training.config import BEST, RECIPES, AdaptationOptions
+
+
+class TestStudies:
+    @pytest.mark.parametrize("study", STUDIES)
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_only_what_is_studied_changes(self, study, recipe):
+        source = {f.name for f in fields(AdaptationOptions)}
+        supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
+        allowed = {
+            "table3": source,
+            "table7": supervised,
+            "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+            "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+            "table4": {"criterion", "hard_weight", "mean_weight", "balance"},
+            "table5": {"criterion", "hard_weight", "mean_weight"},
+            "table6": {"k"},
+            "figure4": {"eps"},
+        }[study]
+        config = recipe_for(study, recipe)
+        base = asdict(config)
+        for run in plan(study, config, [3]):
+            assert {key for key, value in asdict(run.config).items() if value != base[key]} <= allowed | {"seed"}
+            assert run.config.seed == 3
+
+    def test_rows_of_a_study_differ_from_each_other(self):
+        for study in STUDIES:
+            configs = [json.dumps(asdict(run.config)) for run in plan(study, recipe_for(study), [1])]
+            assert len(set(configs)) == len(configs)
+
+    def test_table4_is_run_both_ways(self):
+        changes = {s.name: s.changes for s in STUDIES["table4"].settings(TINY)}
+        assert changes["baseline"]["criterion"] == "cross_entropy_triplet"
+        assert (changes["mean only"]["criterion"], changes["hard only"]["criterion"]) == ("mean", "hard")
+        for name, weights in (
+            ("mean only, L_b", (0, 1)),
+            ("hard only, L_b", (1, 0)),
+            ("total", (0.75, 0.25)),
+            ("total without L_b", (0.75, 0.25)),
+        ):
+            assert changes[name]["criterion"] == "symmetric"
+            assert (changes[name]["hard_weight"], changes[name]["mean_weight"]) == weights
+            assert (changes[name]["balance"] == "off") == (name == "total without L_b")
+
+    def test_the_papers_numbers_agree_where_the_tables_meet(self):
+        paper = {
+            study: {s.name: (s.mAP, s.rank1) for s in STUDIES[study].settings(recipe_for(study, "market1501"))}
+            for study in STUDIES
+        }
+        assert (
+            paper["table4"]["total"]
+            == paper["table5"]["0.75"]
+            == paper["table6"]["8"]
+            == paper["figure4"]["0.65"]
+            == (78.8, 90.9)
+        )
+        assert (
+            paper["table4"]["mean only, L_b"] == paper["table5"]["0"]
+            and paper["table4"]["hard only, L_b"] == paper["table5"]["1"]
+        )
+        assert [paper["table4"][name][0] for name in ("baseline", "mean only", "hard only")] == [55.8, 70.6, 76.3]
+        assert paper["table4"]["total without L_b"] == (None, None)
+
+    def test_table3_and_table7_carry_the_papers_numbers(self):
+        def paper(source, target):
+            return {s.name: s.mAP for s in STUDIES["table3"].settings(replace(RECIPES[target], source=source))}
+
+        assert (
+            paper("dukemtmc", "market1501")["joint"] == 77.7 and paper("dukemtmc", "market1501")["target only"] == 78.8
+        )
+        assert (
+            paper("market1501", "dukemtmc")["joint"] == 66.5 and paper("market1501", "dukemtmc")["target only"] == 68.6
+        )
+        assert paper("msmt17", "market1501")["joint"] is None
+        assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [
+            ("baseline", 81.7),
+            ("+ L", 86.8),
+            ("+ G", 87.4),
+            ("+ AFF", 88.2),
+        ]
+
+    def test_a_recipe_that_contradicts_a_row_is_refused_before_anything_is_trained(self):
+        with pytest.raises(ValueError, match="leave negatives at 'all'"):
+            plan("table4", RECIPES["best"], [1])
+
+    def test_the_path_adds_one_step_a_row_and_ends_at_best(self):
+        rows = [asdict(run.config) for run in plan("path", RECIPES["small"], [1])]
+        for before, after, names in zip(rows, rows[1:], STEPS.values()):
+            assert {key for key in after if after[key] != before[key]} <= set(names)
+        last = plan("field", RECIPES["small"], [1])[-1]
+        assert last.setting == "best" and rows[-1] == asdict(last.config)
+        assert replace(last.config, recipe="best", epochs=6) == RECIPES["best"]
+
+    def test_table3_wants_a_source(self):
+        with pytest.raises(ValueError, match="name one with --source"):
+            plan("table3", TINY, [1])
+        arguments, config = parse_ablate(["table3", "--source", "synthetic"])
+        assert config.source == "synthetic"
+        with pytest.raises(ValueError, match="table3 sets adapt itself"):
+            parse_ablate(["table3", "--source", "synthetic", "--adapt", "pretrain"])
+
+    def test_weights_sum_to_one(self):
+        assert all(s.changes["hard_weight"] + s.changes["mean_weight"] == 1 for s in STUDIES["table5"].settings(TINY))
+
+    def test_table6_is_relative_to_the_recipe(self):
+        assert [s.changes["k"] for s in STUDIES["table6"].settings(RECIPES["market1501"])] == [4, 8, 16]
+        assert [s.changes["k"] for s in STUDIES["table6"].settings(replace(TINY, k=6))] == [3, 6, 12]
+        with pytest.raises(ValueError, match="even, found 5"):
+            plan("table6", replace(TINY, k=5), [1])
+
+    def test_plan_goes_seed_by_seed_and_repeats_none(self):
+        runs = plan("table6", TINY, [2, 1, 2])
+        assert [(r.setting, r.seed) for r in runs] == [(k, seed) for seed in (2, 1) for k in ("2", "4", "8")]
+
+    def test_a_setting_that_cannot_work_is_told_at_once(self):
+        with pytest.raises(ValueError, match="hard_start"):
+            plan("table4", replace(TINY, hard_start="hardest"), [1])

@@ -1,18 +1,24 @@
-"""Chapter 00: every layout on a tree of a few crops, and every mistake with its message."""
+"""Every layout on a tree of a few crops, and every mistake with its message or its warning."""
 
 import re
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from affscl.data.datasets import (
+    DataOptions,
     Dataset,
     Sample,
+    can_evaluate,
+    data_problems,
     folder_samples,
     image_files,
+    known,
     listing,
     load_dataset,
     msmt_sample,
@@ -338,6 +344,17 @@ class TestFolder:
             ("4_c1.png", 4, 1)
         ]
 
+    @pytest.mark.parametrize("junk", ["-1", "-01"])
+    def test_junk_goes_though_others_have_names(self, tmp_path, junk):
+        root = tree(tmp_path, {"": [f"{junk}_c1.png", "anna_c1.png", "4_c1.png"]})
+        data = load_dataset("folder", root, pattern=r"(?P<pid>[^/_]+)_c(?P<camid>\d+)")
+        assert ids(data.train) == [("4_c1.png", 1, 1), ("anna_c1.png", 2, 1)]
+
+    def test_junk_goes_from_every_split_though_the_names_are_in_another(self, tmp_path):
+        files = {"train": ["anna_c1.png"], "query": ["3_c1.png"], "gallery": ["-1_c1.png", "3_c2.png"]}
+        data = load_dataset("folder", tree(tmp_path, files), pattern=r"(?P<pid>[^/_]+)_c(?P<camid>\d+)")
+        assert len(data.gallery) == 1 and data.gallery[0].pid == data.query[0].pid != data.train[0].pid
+
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match="the train split is empty"):
             load_dataset("folder", tmp_path)
@@ -371,7 +388,19 @@ class TestNames:
         if all(re.fullmatch(r"-?\d+", t) for t in texts):
             assert all(given_numbers[t] == int(t) for t in texts)
         else:
-            assert sorted(given_numbers[t] for t in texts) == list(range(1, len(texts) + 1))  # one each, never -1 or 0
+            others = texts - {"-1"}
+            assert sorted(given_numbers[t] for t in others) == list(
+                range(1, len(others) + 1)
+            )  # one each, never -1 or 0
+            assert given_numbers.get("-1", -1) == -1  # junk in any company
+
+    @given(st.sets(st.integers(2**53, 10**60) | st.integers(-1, 9), min_size=1), st.booleans())
+    @settings(deadline=None, max_examples=60)
+    def test_ids_of_any_length_fit_an_array(self, ids, with_text):
+        found = numbers({str(i) for i in ids} | ({"anna"} if with_text else set()))
+        assert len(set(found.values())) == len(found) and found.get("-1", -1) == -1
+        np.array([v for v in found.values() if v is not None], dtype=np.int64)
+        assert with_text or max(ids) > 2**52 or all(found[str(i)] == i for i in ids)
 
     def test_order_does_not_depend_on_the_file_system(self, tmp_path):
         names = ["b/2.jpg", "a/1.jpg", "B.jpg", "a.jpg", "c.JPEG"]
@@ -408,3 +437,146 @@ class TestSummary:
 
     def test_thousands(self):
         assert "12,936" in repr(Dataset("m", Path(), [Sample("a", 1, 1)] * 12_936, [], []))
+
+
+class TestLongIds:
+    LONG = "20240501123456789012345678901234567890"
+
+    @pytest.mark.parametrize("camid", ["3", LONG])
+    @pytest.mark.parametrize("pid", ["7", LONG])
+    def test_market_names(self, tmp_path, pid, camid):
+        files = {
+            "bounding_box_train": ["0002_c1s1_000451_03.jpg"],
+            "query": [f"{pid}_c{camid}s1_000301_00.jpg"],
+            "bounding_box_test": [f"{pid}_c5s1_000301_00.jpg", f"{pid}_c{camid}s1_000302_00.jpg", "-1_c1s1_0_0.jpg"],
+        }
+        data = load_dataset("market1501", tree(tmp_path, files))
+        query, (same, other) = data.query[0], sorted(data.gallery, key=lambda s: s.camid != data.query[0].camid)
+        assert query.pid == same.pid == other.pid != data.train[0].pid
+        assert query.camid == same.camid != other.camid
+        for samples in (data.train, data.query, data.gallery):
+            for field in ("pid", "camid"):
+                assert known(samples, field).dtype == np.int64
+        if (pid, camid) == ("7", "3"):
+            assert (query.pid, query.camid) == (7, 3)
+
+    def test_folder(self, tmp_path):
+        root = tree(tmp_path, {"": [f"{self.LONG}_c1_0.png", f"{self.LONG}_c1_1.png", f"1{self.LONG}_c2_0.png"]})
+        one, two = set(known(load_dataset("folder", root).train, "pid").tolist())
+        assert one != two
+
+    def test_joined_domains(self, tmp_path):
+        from affscl.data.domains import join_domains
+
+        names = [f"{2**52 - i}_c{2**52 - i}_0.png" for i in range(2)]
+        source, target = (load_dataset("folder", tree(tmp_path / part, {"": names})) for part in "ab")
+        joined = join_domains(source, target)
+        for field in ("pid", "camid"):
+            ids = known(joined.train, field)
+            assert len(set(ids.tolist())) == 4 and np.array_equal(ids.astype(np.float64).astype(np.int64), ids)
+
+
+def warned(*arguments, **named):
+    """What `load_dataset` warns of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load_dataset(*arguments, **named)
+    return [str(warning.message) for warning in told]
+
+
+class TestPeopleInBoth:
+    def test_published_layouts_are_silent(self, tmp_path):
+        assert warned("market1501", tree(tmp_path / "m", MARKET)) == []
+        assert warned("dukemtmc", tree(tmp_path / "d", DUKE)) == []
+
+    @pytest.mark.parametrize("split", ["query", "bounding_box_test"])
+    def test_people_and_crops_are_counted(self, tmp_path, split):
+        root = tree(tmp_path, {**MARKET, split: [*MARKET[split], "0002_c5s1_000001_00.jpg"]})
+        (said,) = warned("market1501", root)
+        assert said.startswith("market1501: people of query or gallery who are also in train: 1, with 2 of 3 training")
+        assert str(root / "bounding_box_train" / "0002_c1s1_000451_03.jpg") in said
+
+    def test_distractors_and_junk_are_nobody_unless_they_are_asked_for(self, tmp_path):
+        files = {
+            **MARKET,
+            "bounding_box_train": [*MARKET["bounding_box_train"], "0000_c1s1_0_0.jpg", "-1_c1s1_0_0.jpg"],
+        }
+        assert warned("market1501", tree(tmp_path, files)) == []
+        (said,) = warned("market1501", tree(tmp_path, {"query": ["0000_c3s1_000301_00.jpg"]}))
+        assert "also in train: 1," in said and "1 of 4 training crops" in said
+
+    def test_names_in_a_folder(self, tmp_path):
+        files = {"train": ["anna_0.png", "boris_0.png"], "query": ["anna_1.png"], "gallery": ["anna_2.png"]}
+        (said,) = warned("folder", tree(tmp_path, files), pattern=r"(?P<pid>[a-z]+)_")
+        assert "also in train: 1," in said and "anna_0.png" in said
+
+    def test_unknown_people_are_nobody(self, tmp_path):
+        assert warned("folder", tree(tmp_path, {split: ["a.png"] for split in ("train", "query", "gallery")})) == []
+
+    def test_msmt_numbers_train_and_test_independently(self, tmp_path):
+        root = tmp_path / "MSMT17_V1"
+        for part in ("train", "test"):
+            (root / part).mkdir(parents=True)
+        for name in ("train", "val", "query", "gallery"):
+            (root / f"list_{name}.txt").write_text("0000/0000_000_14_0303morning_0008_1.jpg 0")
+        assert warned("msmt17", root) == []
+
+
+class TestSplitLikeFolders:
+    @pytest.mark.parametrize(
+        "name",
+        ["Test", "test", "testing", "val", "Query", "probe", "GALLERY", "bounding_box_test", "my-test", "a/b/test"],
+    )
+    def test_what_was_found_and_how_it_is_used(self, tmp_path, name):
+        (said,) = warned("folder", tree(tmp_path, {name: ["a.png", "b.png"], "photos": ["c.png"]}))
+        assert f"named like splits: {name} (crops used as train: 2)." in said
+
+    def test_all_of_them_are_named(self, tmp_path):
+        root = tree(tmp_path, {"reid/train": ["a.png"], "reid/query": ["b.png"], "reid/gallery/x": ["c.png", "d.png"]})
+        (said,) = warned("folder", root)
+        used = [("gallery", 2), ("query", 1), ("train", 1)]
+        assert ", ".join(f"reid/{name} (crops used as train: {n})" for name, n in used) in said
+
+    def test_beside_train(self, tmp_path):
+        (said,) = warned("folder", tree(tmp_path, {"train": ["a.png"], "test": ["b.png"], "other": ["c.png"]}))
+        assert "named like splits: test (not used)." in said
+
+    def test_inside_a_split(self, tmp_path):
+        files = {"train/x": ["a.png"], "train/val": ["b.png"], "query": ["c.png"], "gallery": ["d.png"]}
+        (said,) = warned("folder", tree(tmp_path, files))
+        assert "named like splits: train/val (crops used as train: 1)." in said
+
+    @pytest.mark.parametrize("name", ["anna", "latest", "contest", "trains", "valerie", "tester", "monday/late"])
+    def test_other_names(self, tmp_path, name):
+        assert warned("folder", tree(tmp_path, {name: ["a.png"]})) == []
+
+    def test_splits_by_the_rule(self, tmp_path):
+        files = {"train": ["0001_c1.png"], "query": ["0002_c1.png"], "gallery": ["0002_c2.png"]}
+        assert warned("folder", tree(tmp_path / "test", files)) == []  # nor does the name of the root matter
+
+
+class TestScoring:
+    def test_known(self):
+        samples = [Sample("a", 4, None), Sample("b", -1, 2)]
+        assert known(samples, "pid").tolist() == [4, -1] and known(samples, "pid").dtype == np.int64
+        assert known(samples, "camid") is None and known([], "pid") is None
+
+    def test_can_evaluate(self, tmp_path):
+        data = load_dataset("market1501", tree(tmp_path, MARKET))
+        assert can_evaluate(data) is None
+        assert can_evaluate(Dataset("d", tmp_path, data.train, [], data.gallery)) == "d has no query and gallery"
+        strangers = Dataset("d", tmp_path, [], data.query, [*data.gallery, Sample("x")])
+        assert can_evaluate(strangers) == "some crops in the query or gallery of d have no pid"
+
+
+class TestOptions:
+    @pytest.mark.parametrize("options", [{}, {"dataset": "synthetic"}, {"dataset": "folder", "pattern": "(?P<pid>.)"}])
+    def test_fine(self, options):
+        assert data_problems(DataOptions(**options)) == []
+
+    def test_all_problems_at_once(self):
+        assert len(data_problems(DataOptions(dataset="market", pattern="(?P<pid>.)"))) == 2
+
+    def test_synthetic_people_are_drawn_not_loaded(self):
+        with pytest.raises(ValueError, match="make_dataset"):
+            load_dataset("synthetic", "anywhere")

@@ -1,4 +1,4 @@
-"""The final notebook runs from start to end on a CPU, cells marked for CUDA too, and says what is missing for a full run."""
+"""The final notebook runs from start to end on a CPU, cells marked for CUDA too, and says what a full run lacks."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from affscl.training.loop import train
 from affscl.training.runs import load_config, read_history
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "nbs" / "18_full_training.ipynb"
+NOTEBOOK = ROOT / "nbs" / "90_full_training.ipynb"
 RUN = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], flags='cuda', n_workers=0)"
 
 
@@ -76,12 +76,12 @@ def test_a_second_execution_trains_nothing(run):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """A full recipe cut down, on a tree laid out as Market-1501: interrupted after an epoch, then gone on with by the notebook."""
+    """A full recipe cut down, on a tree laid out as Market-1501: interrupted after an epoch; the notebook goes on."""
     folder = tmp_path_factory.mktemp("real")
     tree = make_dataset(folder / "Market-1501-v15.09.15", n_ids=24, n_cams=3, seed=0)
     words = (
-        f"market1501 --data {tree.parent} --backbone resnet10 --weights synthetic --height 64 --width 32 --pad 3 --p 4 --k 4 --k1 8 --k2 3"
-        " --bn-chunk 8 --workers 0 --iterations 3 --epochs 2 --device cpu"
+        f"market1501 --data {tree.parent} --backbone resnet10 --weights synthetic --height 64 --width 32"
+        " --pad 3 --p 4 --k 4 --k1 8 --k2 3 --bn-chunk 8 --workers 0 --iterations 3 --epochs 2 --device cpu"
     )
     config, run = parse_train(words.split())[0], folder / "run"
     begun = train(replace(config, epochs=1), out=run).history

@@ -1,4 +1,4 @@
-"""Half precision is for the network: it ends where float32 ends, and features, clusters, memories and losses are float32."""
+"""Half precision is for the network: it ends where float32 ends; features, clusters, memories, losses are float32."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from affscl.labels import labellers
 from affscl.studies.costs import final_row
 from affscl.training import loop as training
 from affscl.training.config import RECIPES
@@ -26,7 +27,7 @@ def test_bf16_ends_where_float32_ends():
 def seen(tmp_path_factory):
     """Types of what passes through one short epoch in bf16."""
     types, patch = {}, pytest.MonkeyPatch()
-    labels, judge = training.pseudo_labels, training.make_criterion
+    labels, judge = labellers.pseudo_labels, training.make_criterion
 
     def spying_labels(features, *arguments, **named):
         types["clustered features"] = features.dtype
@@ -49,7 +50,7 @@ def seen(tmp_path_factory):
         criterion.forward, criterion.update = spying_forward, spying_update
         return criterion
 
-    patch.setattr(training, "pseudo_labels", spying_labels)
+    patch.setattr(labellers, "pseudo_labels", spying_labels)
     patch.setattr(training, "make_criterion", spying_criterion)
     patch.setattr(torch.nn.Conv2d, "forward", convolution(types, torch.nn.Conv2d.forward))
     config = replace(

@@ -10,10 +10,12 @@ import torch
 
 from affscl.data.domains import SOURCE, TARGET
 from affscl.data.synthetic import make_dataset
+from affscl.labels import labellers
 from affscl.model.network import load_model
+from affscl.scores.benchmark import evaluate_model
 from affscl.training import loop as training
 from affscl.training.cli import eval_command
-from affscl.training.config import RECIPES
+from affscl.training.config import BEST, RECIPES
 from affscl.training.loading import load_data
 from affscl.training.loop import learning_rate, prepare, train
 from affscl.training.runs import read_history
@@ -270,19 +272,17 @@ class TestSupervised:
 
 class TestCameras:
     def test_links_begin_in_their_epoch(self, short, tmp_path, monkeypatch):
-        called, link = [], training.link_cameras
-        monkeypatch.setattr(training, "link_cameras", lambda *a: called.append(len(a[0])) or link(*a))
+        called, link = [], labellers.link_cameras
+        monkeypatch.setattr(labellers, "link_cameras", lambda *a: called.append(len(a[0])) or link(*a))
         train(replace(short, camera_links=0.5, links_from=2, epochs=3), tmp_path / "run")
         assert len(called) == 2
 
     def test_best_runs_saves_and_loads(self, short, tmp_path):
-        config = replace(short, **training.BEST | {"k1": 10, "p": 4, "k": 4})
+        config = replace(short, **BEST | {"k1": 10, "p": 4, "k": 4})
         done = train(config, tmp_path / "run")
         again = train(replace(config, epochs=1), tmp_path / "parted")
         assert same(train(config, resume=again.run).model.state_dict(), done.model.state_dict())
-        scored = training.evaluate_model(load_model(done.run), prepare(config).query, prepare(config).gallery)[
-            "as extracted"
-        ]
+        scored = evaluate_model(load_model(done.run), prepare(config).query, prepare(config).gallery)["as extracted"]
         assert scored.mAP == pytest.approx(read_history(done.run)[-1]["mAP"], abs=1e-6)
 
 

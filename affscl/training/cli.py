@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, fields, replace
+from typing import Any
 
 import tyro
 
@@ -85,8 +86,8 @@ def parse_train(
 
 def none(
     field: Field,  # of a dataclass of settings
-    value: object,  # as tyro read it
-) -> object:
+    value: Any,  # as tyro read it
+) -> Any:
     """The word none, as typed, means no value, for a field that can be without one."""
     return None if "None" in str(field.type) and str(value).lower() == "none" else value
 
@@ -181,9 +182,10 @@ def score_run(
     if reason:
         raise ValueError(f"nothing to score: {reason}; choose another with --dataset and --data")
     print(data)
-    parts = data.query, data.gallery
-    stores = [ImageStore(samples, config.height, config.width, cache=config.cache) for samples in parts]
-    for way, scores in evaluate_model(model, *stores, arguments.rerank, arguments.mixed).items():
+    query, gallery = (
+        ImageStore(samples, config.height, config.width, cache=config.cache) for samples in (data.query, data.gallery)
+    )
+    for way, scores in evaluate_model(model, query, gallery, arguments.rerank, arguments.mixed).items():
         print(way, scores, sep=": ")
 
 # %% ../../nbs/56_cli.ipynb #e88a7399

@@ -10,6 +10,7 @@ __all__ = ['NO_SOURCE', 'MODES', 'SOURCES', 'FULL', 'SMALL', 'QUICK', 'BEST', 'S
 # %% ../../nbs/50_config.ipynb #53dee48d
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 # %% ../../nbs/50_config.ipynb #b9b67604
 from ..criteria.classifier import centre_problems
@@ -72,7 +73,8 @@ class AdaptationOptions:
     domain_norm: bool = True  # BatchNorm statistics and scales of each domain apart; false: shared
 
 
-NO_SOURCE = {field.name: field.default for field in fields(AdaptationOptions)}  # the settings of a run without a source
+# The settings of a run without a source.
+NO_SOURCE: dict[str, Any] = {field.name: field.default for field in fields(AdaptationOptions)}
 
 # %% ../../nbs/50_config.ipynb #6775bed4
 @dataclass
@@ -209,7 +211,7 @@ def training_problems(
 FULL = Config(recipe="market1501", dataset="market1501", eps=0.65, bn_chunk=64, workers=8)
 
 # %% ../../nbs/50_config.ipynb #2efb341f
-_LITTLE = dict(height=128, width=64, pad=5, iterations=40, p=16, k=4, eps=0.6)
+_LITTLE: dict[str, Any] = dict(height=128, width=64, pad=5, iterations=40, p=16, k=4, eps=0.6)
 SMALL = Config(
     recipe="small", dataset="market1501", backbone="mobilenet_v2", fusion="residual", epochs=10, lr_step=8, **_LITTLE
 )
@@ -226,24 +228,24 @@ QUICK = Config(
 )
 
 # %% ../../nbs/50_config.ipynb #420ad091
-BEST = dict(
+BEST: dict[str, Any] = dict(
     **dict(k1=10, k2=3, eps=0.5, min_samples=2, camera_links=1.0, links_from=3),  # how clusters are made
     **dict(negatives="camera", camera_norm=True, mirror=True),  # what is contrasted, and how features are made
     **dict(p=32, k=2, lr=7e-4, erase=0.2),  # how batches are drawn, and learned from
 )
-SUPERVISED = dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1)
-_STRONG = dict(epochs=120, iterations=200, warmup=10, milestones=(40, 70), centre_weight=0.0005, k=4, bn_chunk=None)
-_TINY = dict(world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15, lr_step=3, k1=8)
+SUPERVISED: dict[str, Any] = dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1)
+_STRONG: dict[str, Any] = dict(epochs=120, iterations=200, warmup=10, milestones=(40, 70), centre_weight=0.0005)
+_TINY: dict[str, Any] = dict(world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15)
 RECIPES = {
     "quick": QUICK,
-    "tiny": replace(QUICK, recipe="tiny", **_TINY),
+    "tiny": replace(QUICK, recipe="tiny", lr_step=3, k1=8, **_TINY),
     "small": SMALL,
     "best": replace(SMALL, recipe="best", epochs=6, **BEST),
     "market1501": FULL,
     "dukemtmc": replace(FULL, recipe="dukemtmc", dataset="dukemtmc", eps=0.7),
     "msmt17": replace(FULL, recipe="msmt17", dataset="msmt17", eps=0.6),
     "supervised-quick": replace(QUICK, recipe="supervised-quick", warmup=3, milestones=(8, 12), **SUPERVISED),
-    "supervised-market1501": replace(FULL, recipe="supervised-market1501", **_STRONG, **SUPERVISED),
+    "supervised-market1501": replace(FULL, recipe="supervised-market1501", k=4, bn_chunk=None, **_STRONG, **SUPERVISED),
 }
 
 # %% ../../nbs/50_config.ipynb #5e414877

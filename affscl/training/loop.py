@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/55_loop.ipynb #82b4032e
 from ..criteria.classifier import StrongBaseline
+from ..criteria.contrast import Criterion
 from ..criteria.factory import make_criterion
-from ..data.datasets import Sample, known
+from ..data.datasets import Sample
 from ..data.domains import TARGET
 from ..data.store import ImageStore
 from ..labels.clustering import cluster_report, require_clusters
@@ -74,9 +75,8 @@ def train_epoch(
     labels = from_main(job.accelerator, lambda: job.labeller(features, epoch))
     quality = report(labels, crops, config)
     clock.lap("label")
-    criterion = job.criterion or make_criterion(
-        config, features.to(job.accelerator.device), labels, known(crops, "camid")
-    )
+    cameras = [crop.camid for crop in crops]
+    criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras)
     set_parameters(job.optimizer, criterion, config, epoch)
     sums: dict[str, Tensor] = {}
     job.model.train()
@@ -133,7 +133,7 @@ def report(
     own = [i for i, sample in enumerate(samples) if sample.domain == TARGET] or list(range(len(samples)))
     labels, samples = np.asarray(labels)[own], [samples[i] for i in own]
     require_clusters(labels, config.eps, config.min_samples)
-    return cluster_report(labels, known(samples, "pid"), known(samples, "camid"))
+    return cluster_report(labels, [sample.pid for sample in samples], [sample.camid for sample in samples])
 
 
 def mean_losses(
@@ -256,7 +256,7 @@ class Job(NamedTuple):
     query: ImageStore | None  # None: evaluation is left out
     gallery: ImageStore | None
     labeller: Callable[[Tensor, int], np.ndarray]  # (features, epoch) -> labels
-    criterion: nn.Module | None  # one that outlives its epoch; None: each epoch has its own
+    criterion: Criterion | None  # one that outlives its epoch; None: each epoch has its own
 
     @property
     def network(self) -> AFF:
@@ -273,17 +273,16 @@ def prepare(
     with accelerator.main_process_first():
         data = load_data(config)
         reason = can_score(data)
-        stores = [
-            ImageStore(samples, config.height, config.width, cache=config.cache) if samples else None
-            for samples in (data.train, *([[], []] if reason else [data.query, data.gallery]))
-        ]
+        stored = partial(ImageStore, height=config.height, width=config.width, cache=config.cache)
+        train = stored(data.train)
+        query, gallery = (None, None) if reason else (stored(data.query), stored(data.gallery))
     accelerator.print(data)
     if reason:
         accelerator.print(f"Evaluation is left out: {reason}.")
     seed_epoch(config.seed, 0)
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)}
     domains = 2 if is_joint(config) and config.domain_norm else 1
-    cameras = sorted({sample.camid for sample in data.train} - {None})
+    cameras = sorted({sample.camid for sample in data.train if sample.camid is not None})
     model = AFF(domains=domains, camids=cameras, **options | {"weights": weights})
     model = model.to(memory_format=torch.channels_last)
     criterion = lasting_criterion(config, data.train, model.dim, accelerator.device)
@@ -291,7 +290,8 @@ def prepare(
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    return Job(accelerator, model, optimizer, *stores, make_labeller(config, data.train), criterion)
+    labeller = make_labeller(config, data.train)
+    return Job(accelerator, model, optimizer, train, query, gallery, labeller, criterion)
 
 # %% ../../nbs/55_loop.ipynb #478b2587
 def lasting_criterion(

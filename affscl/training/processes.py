@@ -86,8 +86,8 @@ def from_main(
     if accelerator.is_main_process:
         try:
             result = [make(), None]
-        except Exception as error:
-            result = [None, error]
+        except Exception as problem:
+            result = [None, problem]
     value, error = broadcast_object_list(result)
     if error is not None:
         raise error

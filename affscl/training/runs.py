@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 # %% ../../nbs/52_runs.ipynb #43b7a9ce
@@ -29,7 +30,7 @@ def save_state(
     epoch: int,  # finished epochs
     model: nn.Module,  # AFF
     optimizer: Optimizer,  # Adam; its first group holds the model's parameters, a second one the criterion's
-    scaler: object = None,  # the gradient scaler of fp16, if any
+    scaler: GradScaler | None = None,  # the gradient scaler of fp16, if any
     criterion: nn.Module | None = None,  # a criterion that outlives its epoch, if any
 ) -> None:
     """Write all that the next epoch needs into one safetensors file."""
@@ -47,7 +48,7 @@ def load_state(
     path: str | Path,  # a file that `save_state` wrote
     model: nn.Module,  # AFF, filled in place
     optimizer: Optimizer,  # Adam over the parameters of both, filled in place
-    scaler: object = None,  # the gradient scaler of fp16, if any
+    scaler: GradScaler | None = None,  # the gradient scaler of fp16, if any
     criterion: nn.Module | None = None,  # a criterion that outlives its epoch, if any, filled in place
 ) -> int:  # finished epochs
     """Read what `save_state` wrote. Raises ValueError for a missing or damaged file, or another network's."""

@@ -20,6 +20,7 @@ from affscl.labels.clustering import (
     cluster_report,
     pseudo_labels,
     require_clusters,
+    thinned,
 )
 from affscl.labels.jaccard import jaccard_distance
 from affscl.labels.neighbours import nearest
@@ -247,6 +248,34 @@ def test_single_camera_clusters_are_seen():
     assert cluster_report(2 * pids + camids - 1, camids=camids)["multi_camera_share"] == 0
 
 
+# --- identical crops ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(values=st.lists(st.integers(0, 4), min_size=1, max_size=40), most=st.integers(1, 6))
+def test_thinned_keeps_the_first_of_each(values, most):
+    kept, speakers = thinned(torch.tensor(values)[:, None].float(), most)
+    wanted = [i for i, v in enumerate(values) if values[:i].count(v) < most]
+    assert kept.tolist() == wanted
+    assert [values[kept[s]] for s in speakers] == values, "a row is spoken for by its like"
+    assert all(kept[s] == i for i, s in enumerate(speakers) if i in wanted), "who is kept speaks for itself"
+
+
+def test_identical_crops_do_not_cost_a_square():
+    x, _ = crowd(300, 15, 0.3, 1, d=64)
+    copied, sizes = torch.cat([x[:1].repeat(6000, 1), x]), []
+
+    def spying(features, k1):
+        sizes.append(len(features))
+        return nearest(features, k1)
+
+    labels = pseudo_labels(copied, search=spying)
+    assert sizes == [500 + 299] and len(labels) == 6300 and len(set(labels[:6001])) == 1
+    with pytest.MonkeyPatch.context() as patch:  # the same as with all copies
+        patch.setattr("affscl.labels.clustering.COPIES", 10**6)
+        np.testing.assert_array_equal(pseudo_labels(copied[5000:]), labels[5000:])
+
+
 # --- too few clusters --------------------------------------------------------------------------------------------
 
 
@@ -262,9 +291,33 @@ def test_two_clusters_will_do():
             "found 1 cluster in 10 crops.*90% of them are outliers: raise eps .now 0.6. or lower min_samples .now 4",
         ),
         ([-1] * 7, "found 0 clusters in 7 crops.*100% of them are outliers: raise eps"),
-        ([0] * 9 + [-1], "found 1 cluster in 10 crops.*in one cluster: lower eps .now 0.6."),
+        ([0] * 9 + [-1], "found 1 cluster in 10 crops.*9 crops are in one cluster: lower eps .now 0.6. or k1 .now 30."),
     ],
 )
 def test_advice(labels, message):
     with pytest.raises(ValueError, match=message):
         require_clusters(labels, 0.6, 4)
+
+
+@pytest.mark.parametrize(
+    "sizes, k1, message",
+    [
+        (
+            [108, 4, 4, 4],
+            30,
+            "found 4 clusters in 120 crops, the largest of 108, the mean of 30.*lower eps .now 0.6. or k1",
+        ),
+        ([45, 44, 43], 10, "found 3 clusters in 132 crops, the largest of 45, the mean of 44"),
+    ],
+)
+def test_few_huge_clusters_warn(sizes, k1, message):
+    with pytest.warns(UserWarning, match=message):
+        require_clusters(np.repeat(np.arange(len(sizes)), sizes), 0.6, 4, k1)
+
+
+@pytest.mark.parametrize(
+    "sizes, k1", [([17] * 50, 30), ([12] * 40, 10), ([60] * 40, 30), ([9, 1], 30), ([20, 4, 4], 30)]
+)
+def test_ordinary_clusters_do_not_warn(sizes, k1, recwarn):
+    require_clusters(np.repeat(np.arange(len(sizes)), sizes), 0.6, 4, k1)
+    assert not recwarn.list

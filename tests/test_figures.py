@@ -193,3 +193,8 @@ def test_unknown_cameras_equal_nothing(tmp_path):
     kinds = figures._pair_kinds(PIDS, figures._cameras(camids), 1000, np.random.default_rng(0))
     assert len(kinds) == 4 and all(min(i.min(), j.min()) >= 20 for i, j in kinds.values())
     assert len(drawn(figures.tsne(FEATURES, PIDS, camids), tmp_path)) == 2
+
+
+def test_tsne_takes_names(tmp_path):
+    (ax,) = drawn(figures.tsne(FEATURES, np.where(PIDS > 3, "source", "target")), tmp_path)
+    assert ax.get_legend_handles_labels()[1] == ["source", "target"]

@@ -331,7 +331,7 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, title: str, legen
     for i, label in enumerate(x for x in np.unique(labels) if x != -1):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
         x, y = points[labels == label].T
-        ax.scatter(x, y, s=16, color=colour, marker=marker, alpha=0.8, lw=0, label=str(int(label)))
+        ax.scatter(x, y, s=16, color=colour, marker=marker, alpha=0.8, lw=0, label=str(label))
     x, y = points[labels == -1].T
     ax.scatter(x, y, s=4, color=GREY)
     ax.set(title=title, xticks=[], yticks=[])
@@ -341,7 +341,7 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, title: str, legen
 # %% ../../nbs/43_figures.ipynb #361727a7
 def tsne(
     features: Array,  # (n, d) unit rows; some hundreds, t-SNE is slow
-    pids: Array,  # (n,) persons, or pseudo labels with -1 for outliers
+    pids: Array,  # (n,) persons, names, or pseudo labels with -1 for outliers
     camids: Array | None = None,  # (n,); None: one panel only
     perplexity: float = 15.0,  # neighbours each point cares about
     seed: int = 0,  # of the random start
@@ -355,7 +355,7 @@ def tsne(
     figure, axes = _axes(1, 1 if camids is None else 2, 4.2, 3.8)
     _scatter(axes[0, 0], points, pids, f"by person ({len(np.unique(pids))})")
     if camids is not None:
-        _scatter(axes[0, 1], points, np.nan_to_num(camids, nan=-1), "by camera", "camera")
+        _scatter(axes[0, 1], points, np.nan_to_num(camids, nan=-1).astype(int), "by camera", "camera")
     return figure
 
 # %% ../../nbs/43_figures.ipynb #a1ec0d2b

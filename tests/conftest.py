@@ -33,7 +33,7 @@ def golden():
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Tests that draw without a generator draw the same every time; denormals, flushed by training, are back for hypothesis."""
+    """Tests that draw without a generator draw the same every time; hypothesis wants denormals."""
     torch.set_flush_denormal(False)
     torch.manual_seed(0)
     np.random.seed(0)

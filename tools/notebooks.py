@@ -52,6 +52,7 @@ def run(path):
     shell = CaptureShell(path, mpl_format="png")
     for cell, parsed in zip(notebook.cells, processed, strict=True):
         if cell.cell_type == "code" and not is_skipped(parsed):
+            cell.outputs = []  # a cell that prints nothing any more keeps nothing
             shell.cell(cell)
             if shell.exc:
                 sys.exit(f"{path.name}: {shell.prettytb(fname=path)}")

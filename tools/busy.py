@@ -1,0 +1,70 @@
+"""Time `affscl-train tiny` with and without the policies of chapter 57, alone and beside a busy neighbour.
+
+    python tools/busy.py [--rounds 3]
+
+The neighbours are processes that do nothing but spin, none or one. Writes nbs/results/busy.csv, a line a run. About
+three minutes on two quiet CPU cores.
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from affscl.studies.measuring import machine
+
+TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "busy.csv"
+WAYS = {
+    "as torch is loaded": "from affscl.training.cli import train_command as run; run()",
+    "as the command starts": "from affscl.training.start import train as run; run()",
+}
+SPIN = "while True: pass"
+
+
+def one(code, neighbours):
+    """Seconds of the whole process, and the last line of its table."""
+    spinning = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(neighbours)]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MALLOC_"))}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            command = [sys.executable, "-c", code, "tiny", "--device", "cpu", "--out", f"{folder}/run"]
+            said = subprocess.run(command, env=kept, capture_output=True, text=True, check=True).stdout
+            return time.perf_counter() - start, said.strip().splitlines()[-1]
+    finally:
+        for process in spinning:
+            process.kill()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind; one more is made first and forgotten")
+    rounds, lines = parser.parse_args().rounds, []
+    about = machine()
+    for number in range(rounds + 1):
+        for neighbours in (0, 1):
+            for way, code in WAYS.items():
+                seconds, last = one(code, neighbours)
+                print(f"{way}, {neighbours} busy: {seconds:.1f} s, {last}", flush=True)
+                if number:
+                    score = float(last.split()[-4])
+                    line = {
+                        "way": way,
+                        "neighbours": neighbours,
+                        "round": number,
+                        "seconds": round(seconds, 2),
+                        "mAP": score,
+                    }
+                    lines.append(line | {key: about[key] for key in ("cpu", "cores", "threads", "torch")})
+    with TARGET.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()

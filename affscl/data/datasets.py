@@ -321,7 +321,7 @@ def people_in_both(
     crops = [s.path for s in splits["train"] if s.pid in both]
     return [
         f"people of query or gallery who are also in train: {len(both):,}, with {len(crops):,} of "
-        f"{len(splits['train']):,} training crops ({path} first). The test is too easy: leave them out of one of the two."
+        f"{len(splits['train']):,} training crops ({path} first). That makes the test too easy: leave them out of one."
         for path in crops[:1]
     ]
 

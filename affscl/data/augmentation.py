@@ -13,8 +13,8 @@ from torch import Tensor
 # %% ../../nbs/08_augmentation.ipynb #70afb13d
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-SCALE = np.float32([1 / (255 * std) for std in STD]).reshape(3, 1, 1)
-SHIFT = np.float32([-mean / std for mean, std in zip(MEAN, STD, strict=True)]).reshape(3, 1, 1)
+SCALE = np.array([1 / (255 * std) for std in STD], np.float32).reshape(3, 1, 1)
+SHIFT = np.array([-mean / std for mean, std in zip(MEAN, STD, strict=True)], np.float32).reshape(3, 1, 1)
 
 
 def normalise(

@@ -126,7 +126,7 @@ def joint_batches(
             raise ValueError(
                 f"no {name} crop (domain {domain}) among {len(domains):,}: a joint batch needs both domains"
             )
-        cameras = None if camids is None else [camids[i] for i in own]
+        cameras = None if camids is None else [camids[i] for i in own.tolist()]
         drawn = pk_batches(labels[own], cameras, half, rng)
         parts.append([np.split(own[batch], processes) for batch in drawn])
     return [np.concatenate([part for pair in zip(*batch) for part in pair]) for batch in zip(*parts)]

@@ -89,6 +89,13 @@ def network_problems(options: NetworkOptions) -> list[str]:  # empty: no problem
         problems += _contradictions(options, USELESS_WITHOUT_PARTS, "parts='none', a network without attention")
     return problems
 
+# %% ../../nbs/14_network.ipynb #3810b7cf
+def _possible(options: NetworkOptions) -> NetworkOptions:
+    """`options` themselves, or a ValueError with all their problems."""
+    if problems := network_problems(options):
+        raise ValueError("\n".join(problems))
+    return options
+
 # %% ../../nbs/14_network.ipynb #d0400f67
 class Halves(nn.Module):
     """The local branch (section 3.3): an attention module for each half of the channels, the results stitched."""
@@ -169,6 +176,14 @@ class Output(NamedTuple):
     neck: Tensor  # after the neck's BatchNorm
     unit: Tensor  # the neck's output divided by its length: unit rows
 
+
+def _checked(images: Tensor) -> Tensor:
+    """`images` in a memory layout that convolutions like, or a ValueError if they are not normalised crops."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        got = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"expected float images (b, 3, h, w), got {got}: see affscl.data.augmentation.normalise")
+    return images.contiguous(memory_format=torch.channels_last)
+
 # %% ../../nbs/14_network.ipynb #f5749b1c
 class AFF(nn.Module):
     """The attention-guided fine-grained feature network (sections 3.1 and 3.3)."""
@@ -186,29 +201,19 @@ class AFF(nn.Module):
     ):
         """ValueError on unknown or contradictory options, FileNotFoundError on missing weights."""
         super().__init__()
-        self.options = NetworkOptions(height, width, backbone, layout, weights, **options)
-        if problems := network_problems(self.options):
-            raise ValueError("\n".join(problems))
+        self.options = _possible(NetworkOptions(height, width, backbone, layout, weights, **options))
         self.height, self.width, self.dim = height, width, BACKBONES[backbone]
         self.backbone = make_backbone(backbone, self.options.last_stride)
         self.attention = make_attention(self.options, self.dim)
         self.pool = GeMPool() if self.options.pooling == "gem" else AveragePool()
         self.neck = CameraNorm(self.dim, camids or []) if self.options.camera_norm else make_neck(self.dim)
-        self.groups = Groups(domains, self.options.bn_chunk)
-        group_norms(self, self.groups)
+        self.groups = group_norms(self, Groups(domains, self.options.bn_chunk))
         self.loaded = load_weights(self, weights) if weights else None
 
     def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
         """The maps (b, d, h', w') after attention and before pooling; arguments as in `forward`."""
         with self.groups.of(domain, images.shape[0]):
-            return self._feature_maps(images)
-
-    def _feature_maps(self, images: Tensor) -> Tensor:
-        """The same, inside the groups of the batch."""
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            got = f"{images.dtype} {tuple(images.shape)}"
-            raise ValueError(f"expected float images (b, 3, h, w), got {got}: see affscl.data.augmentation.normalise")
-        return self.attention(self.backbone(images.contiguous(memory_format=torch.channels_last)))  # a faster layout
+            return self.attention(self.backbone(_checked(images)))
 
     def forward(
         self,
@@ -216,12 +221,10 @@ class AFF(nn.Module):
         domain: int | Tensor = 0,  # of all crops, or (b,) one a crop, equal ones side by side
         camids: Tensor | None = None,  # (b,) the camera of each crop, for camera_norm; None: unknown
     ) -> Output:
-        """Pooled features, the same after the neck, and as unit rows: each (b, d), float32.
-
-        ValueError if `images` are not normalised floats, or if `domain` does not fit them or the network.
-        """
+        """All of `Output`, each (b, d), float32. ValueError if `images` or `domain` do not fit."""
         with self.groups.of(domain, images.shape[0]):
-            pooled = self.pool(self._feature_maps(images)).float()  # in 32 bits from here on, under autocast too
+            maps = self.attention(self.backbone(_checked(images)))
+            pooled = self.pool(maps).float()  # in 32 bits from here on, under autocast too
             neck = self.neck(pooled, camids) if self.options.camera_norm else self.neck(pooled)
         return Output(pooled, neck, F.normalize(neck))
 

@@ -137,11 +137,12 @@ class CameraNorm(nn.BatchNorm1d):
         return mean, var, (belongs @ many).squeeze(1) > 0
 
 # %% ../../nbs/13_norms.ipynb #deb497aa
-def group_norms(model: nn.Module, groups: Groups) -> None:
+def group_norms(model: nn.Module, groups: Groups) -> Groups:  # `groups`
     """Replace every BatchNorm inside `model` by a `GroupedNorm` that looks at `groups`, if there are ever several."""
     if groups.domains == 1 and groups.chunk is None:
-        return
+        return groups
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)) and not isinstance(child, CameraNorm):
                 setattr(parent, name, GroupedNorm(child, groups))
+    return groups

@@ -75,7 +75,7 @@ class TimedLabels(NamedTuple):
     rest: float  # seconds of all else
     lists: np.ndarray  # (n, k1) neighbours that were found
 
-
+# %% ../../nbs/76_costs.ipynb #3cbc82f4
 def timed_labels(
     features: Tensor,  # (n, d) unit rows
     search: Callable[[Tensor, int], tuple[np.ndarray, np.ndarray]] = nearest,  # how neighbours are found
@@ -227,7 +227,7 @@ def building(
     one, two = len(paths) / medians(build, rounds)
     return float(one), float(two)
 
-
+# %% ../../nbs/76_costs.ipynb #6902885f
 def input_costs(
     n_ids: int = 180,  # people to draw; two thirds of them are in the store
     height: int = 256,  # pixels
@@ -276,7 +276,7 @@ def forward_all(
         for images in batches:
             model(images)
 
-
+# %% ../../nbs/76_costs.ipynb #7876c5d0
 def compile_seconds(
     model: nn.Module,
     batches: Sequence[Tensor],  # of crops of one shape
@@ -291,7 +291,7 @@ def compile_seconds(
         return None, math.nan
     return compiled, time.perf_counter() - start
 
-
+# %% ../../nbs/76_costs.ipynb #c2587968
 def pays_from(
     seconds: float,  # to compile
     before: float,  # crops a second
@@ -346,7 +346,7 @@ def final_row(
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         return train(replace(RECIPES["tiny"], device="cpu", precision=kind, **changes), out=f"{folder}/run").history[-1]
 
-
+# %% ../../nbs/76_costs.ipynb #801f580c
 def precision_costs(
     seeds: Sequence[int] = (1, 2),
     **changes: Any,  # fields of the recipe `tiny`

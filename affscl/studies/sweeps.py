@@ -34,7 +34,7 @@ class Run(NamedTuple):
     seed: int
     config: Config  # every field
 
-
+# %% ../../nbs/72_sweeps.ipynb #aed8368f
 def plan(
     study: str,  # a name in `STUDIES`
     config: Config,  # what all runs share
@@ -59,7 +59,7 @@ SCORES = ("mAP", "rank1", "mixed_mAP", "mixed_rank1")
 CLUSTERS = ("clusters", "outlier_share", "multi_camera_share", "ari")
 COLUMNS = ("setting", "seed", *SCORES, "best_mAP", "best_rank1", "best_epoch", *CLUSTERS, "seconds")
 
-
+# %% ../../nbs/72_sweeps.ipynb #599ef8f7
 def result_of(
     run: Run,  # what was run
     history: Sequence[dict],  # its metrics, an epoch each, the first before training
@@ -90,7 +90,7 @@ def study_record(
     changes = {f"setting {s.name}": s.changes for s in STUDIES[study].settings(config)}
     return json.loads(json.dumps({"study": study, **shared, **changes}))
 
-
+# %% ../../nbs/72_sweeps.ipynb #2bd835ea
 def check_record(
     path: str | Path,  # the CSV file
     wanted: dict[str, Any],  # `study_record` of the study that wants to add to it, or to read it
@@ -170,7 +170,7 @@ def study_path(
     """The CSV file of a study; its table (.md), figure (.png) and settings (.json) lie beside it."""
     return Path(out) / f"ablation_{study}.csv"
 
-
+# %% ../../nbs/72_sweeps.ipynb #a6ca14bf
 def cell_value(
     column: str,  # one of COLUMNS
     text: str,  # of the cell
@@ -180,7 +180,7 @@ def cell_value(
         return text
     return None if text == "" else int(text) if column in ("seed", "best_epoch", "clusters") else float(text)
 
-
+# %% ../../nbs/72_sweeps.ipynb #0cba38d9
 def read_results(
     path: str | Path,  # a study's CSV file
 ) -> list[dict]:
@@ -228,7 +228,7 @@ def unfinished(
     done = {(run["setting"], run["seed"]) for run in read_results(path)}
     return [run for run in runs if (run.setting, run.seed) not in done], len(runs)
 
-
+# %% ../../nbs/72_sweeps.ipynb #cb6b64ee
 def time_left(
     results: Sequence[dict],  # finished runs
     todo: int,  # how many runs are left

@@ -198,6 +198,10 @@ STUDIES = {
     "figure4": Study(
         "which radius eps of DBSCAN?", figure4, "eps", paper_note="The paper's text gives only its best eps, 0.65."
     ),
+}
+
+# %% ../../nbs/71_tables.ipynb #264c8186
+STUDIES |= {
     "path": Study(
         "which step of `best` brings what?",
         steps_to_best,

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 # %% ../../nbs/41_reranking.ipynb #4d96c8f7
-from ..labels.jaccard import by_rows, distance_rows, expanded_rows, half_length, return_ranks
+from ..labels.jaccard import averaged, by_rows, distance_rows, expanded_rows, half_length, return_ranks
 from .evaluation import BLOCK, feature_pair, squared_distance
 
 # %% ../../nbs/41_reranking.ipynb #0066533d
@@ -42,9 +42,7 @@ def _encode(x: Tensor, square: Tensor, k1: int, k2: int) -> tuple[csr_array, np.
     v.data = lengths[rows] + lengths[v.indices] - 2 * v.data  # squared distances
     v.data = np.exp(-((v.data / farthest[rows]) ** 2))
     v.data /= np.bincount(rows, v.data)[rows].astype(np.float32)
-    ends = np.arange(0, n * k2 + 1, k2, dtype=np.int32)
-    mean = csr_array((np.full(n * k2, 1 / k2, np.float32), lists[:, :k2].ravel(), ends), shape=(n, n))
-    return mean @ v, farthest
+    return averaged(v, lists, k2), farthest
 
 # %% ../../nbs/41_reranking.ipynb #14125605
 def rerank(

@@ -132,7 +132,7 @@ def report(
     """How good the target's labels are (chapter 22). Raises ValueError, with advice, for fewer than two clusters."""
     own = [i for i, sample in enumerate(samples) if sample.domain == TARGET] or list(range(len(samples)))
     labels, samples = np.asarray(labels)[own], [samples[i] for i in own]
-    require_clusters(labels, config.eps, config.min_samples)
+    require_clusters(labels, config.eps, config.min_samples, config.k1)
     return cluster_report(labels, [sample.pid for sample in samples], [sample.camid for sample in samples])
 
 

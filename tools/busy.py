@@ -20,7 +20,7 @@ from affscl.studies.measuring import machine
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "busy.csv"
 WAYS = {
     "as torch is loaded": "from affscl.training.cli import train_command as run; run()",
-    "as the command starts": "from affscl.training.start import train as run; run()",
+    "as the command starts": "from affscl.training.launch import train as run; run()",
 }
 SPIN = "while True: pass"
 

@@ -10,8 +10,8 @@ from pretended import TINY, pretend, recipe_for
 
 from affscl.studies import ablation
 from affscl.studies.ablation import ablate_command, draw, markdown_table, parse_ablate
+from affscl.studies.catalogue import STUDIES
 from affscl.studies.sweeps import COLUMNS, read_results, run_study, study_path
-from affscl.studies.tables import STUDIES
 from affscl.training.config import RECIPES
 
 SMALL = [

@@ -396,7 +396,7 @@ def test_wrong_values_are_refused():
         (torch.tensor([[float("inf"), 0.0]]), "not finite"),
     ],
 )
-def test_tables_that_would_poison_are_refused(table, words):
+def test_catalogue_that_would_poison_are_refused(table, words):
     with pytest.raises(ValueError, match=words):
         memory_rows(table, "hard")
 

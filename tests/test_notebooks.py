@@ -30,7 +30,7 @@ PLAIN = APPENDICES | {
     "54_progress",
     "56_cli",
     "57_launch",
-    "71_tables",
+    "71_catalogue",
     "72_sweeps",
     "74_naive",
     "75_measuring",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from affscl.labels import labellers
-from affscl.studies.costs import final_row
+from affscl.studies.stages import final_row
 from affscl.training import loop as training
 from affscl.training.config import RECIPES
 from affscl.training.loop import train

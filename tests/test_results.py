@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from affscl.model.network import AFF
 from affscl.model.weights import shipped_weights
+from affscl.studies.catalogue import STUDIES
 from affscl.studies.sweeps import check_record, read_results
-from affscl.studies.tables import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "nbs" / "results"

@@ -21,8 +21,8 @@ from affscl.criteria.factory import CRITERIA, LossOptions, make_criterion
 from affscl.labels.clustering import pseudo_labels
 from affscl.labels.neighbours import SEARCHES, nearest, nearest_faiss
 from affscl.model.network import AFF
-from affscl.studies.costs import crops_per_second, make_step, pays_from, timed_labels
 from affscl.studies.naive import crowd
+from affscl.studies.stages import crops_per_second, make_step, pays_from, timed_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,8 +8,8 @@ from pretended import TINY, recipe_for
 
 from affscl.model.network import USELESS_WITHOUT_PARTS
 from affscl.studies.ablation import parse_ablate
+from affscl.studies.catalogue import STEPS, STUDIES
 from affscl.studies.sweeps import plan
-from affscl.studies.tables import STEPS, STUDIES
 from affscl.training.config import BEST, RECIPES, AdaptationOptions
 
 

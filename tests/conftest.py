@@ -1,6 +1,11 @@
 """What several tests share."""
 
 import os
+
+# Two tests run at a time (pytest.ini): one thread each, set before torch is loaded, and a waiting thread sleeps.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from pathlib import Path
 
 import numpy as np

@@ -36,7 +36,7 @@ class Garment:
 
     kind: str  # a key of `TOPS` or `BOTTOMS`
     colour: RGB  # main colour, 0-255
-    pattern: str = "plain"  # a key of `PATTERNS`
+    pattern: str = "plain"  # one of `PATTERNS`; for a bottom also side or patch
     second: RGB = (255, 255, 255)  # the pattern's colour
     period: float = 0.05  # the pattern's repeat, in body heights
 

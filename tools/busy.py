@@ -1,9 +1,9 @@
 """Time `affscl-train tiny` with and without the policies of chapter 57, alone and beside a busy neighbour.
 
-    python tools/busy.py [--rounds 3]
+    python tools/busy.py [--rounds 2]
 
 The neighbours are processes that do nothing but spin, none or one. Writes nbs/results/busy.csv, a line a run. About
-three minutes on two quiet CPU cores.
+five minutes on two quiet CPU cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def one(code, neighbours):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind; one more is made first and forgotten")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each kind; one more is made first and forgotten")
     rounds, lines = parser.parse_args().rounds, []
     about = machine()
     for number in range(rounds + 1):

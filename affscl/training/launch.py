@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['THREADS', 'MEMORY', 'set_policies', 'train', 'evaluate', 'ablate', 'bench']
 
-# %% ../../nbs/57_launch.ipynb #8dd78db7
+# %% ../../nbs/57_launch.ipynb #155cce62
 import ctypes
 import importlib
 import os
 import platform
 from collections.abc import MutableMapping
 
-# %% ../../nbs/57_launch.ipynb #3263bffb
+# %% ../../nbs/57_launch.ipynb #a30d2d1c
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads sleep instead of spinning
 MEMORY = {-3: 32 * 2**20, -1: 512 * 2**20}  # mallopt's M_MMAP_THRESHOLD (its largest value) and M_TRIM_THRESHOLD, bytes
 
@@ -29,7 +29,7 @@ def set_policies(
         for option, size in MEMORY.items():
             libc.mallopt(option, size)
 
-# %% ../../nbs/57_launch.ipynb #f93d1bd2
+# %% ../../nbs/57_launch.ipynb #783e6a10
 def _run(module: str, command: str) -> None:
     """Set the policies, then call a command of a module with this process's command line."""
     set_policies(os.environ)

@@ -42,3 +42,13 @@ def fresh_state():
     torch.set_flush_denormal(False)
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def joined():
+    """A source of three people and a target, joined."""
+    from two_domains import source_world, target_world
+
+    from affscl.data.domains import join_domains
+
+    return join_domains(source_world(), target_world())

@@ -1,13 +1,10 @@
-"""Chapter 11: two datasets as one, their labels and batches, against naive loops; target pids never matter."""
-
-from pathlib import Path
+"""Two datasets as one through several rooms: statistics of each domain, memories, two joint steps."""
 
 import numpy as np
-import pytest
 import torch
 
 from affscl.criteria.factory import LossOptions, make_criterion
-from affscl.data.datasets import Dataset, Sample, load_dataset
+from affscl.data.datasets import load_dataset
 from affscl.data.domains import SOURCE, TARGET, join_domains
 from affscl.data.sampling import BatchPlan, joint_batches
 from affscl.data.store import ImageStore
@@ -17,43 +14,6 @@ from affscl.model.extraction import extract
 from affscl.model.network import AFF, Output
 from affscl.training.config import BatchOptions
 from affscl.training.loading import train_loader
-
-
-def people(folder, pids, cams, each=2):
-    """`each` samples of every person in every camera, of files that need not exist."""
-    return [Sample(f"{folder}/{pid}_c{cam}_{i}.jpg", pid, cam) for pid in pids for cam in cams for i in range(each)]
-
-
-def source_world():
-    return Dataset(
-        "inside", Path("/data/a"), people("/data/a/train", [3, 7, 40], [1, 2]), people("/data/a/q", [900], [1]), []
-    )
-
-
-def target_world():
-    return Dataset(
-        "outside",
-        Path("/data/b"),
-        people("/data/b/train", range(1, 5), [1, 2, 3]),
-        people("/data/b/q", [20], [4]),
-        people("/data/b/g", [0, 20, 77], [4, 5]),
-    )
-
-
-@pytest.fixture
-def joined():
-    return join_domains(source_world(), target_world())
-
-
-class Secret:
-    """A target sample whose pid nobody may look at."""
-
-    path, camid, domain = "secret.jpg", 1, TARGET
-
-    @property
-    def pid(self):
-        raise AssertionError("the pid of a target sample was read")
-
 
 # --- with the parts of other chapters ----------------------------------------------------------------------------
 

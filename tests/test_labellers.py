@@ -1,15 +1,15 @@
 """Who labels: the clusters, which never read a pid; the truth; and both in one numbering, against a naive loop."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_domains import people, source_world, target_world
 
-from affscl.data.datasets import Dataset, Sample
+from affscl.data.datasets import Sample
 from affscl.data.domains import SOURCE, TARGET, join_domains
 from affscl.data.sampling import BatchPlan, joint_batches
 from affscl.labels.clustering import ClusterOptions, pseudo_labels, require_clusters
@@ -24,32 +24,6 @@ from affscl.labels.labellers import (
 from affscl.labels.links import link_cameras
 
 cases = settings(max_examples=40, deadline=None)
-
-
-def people(folder, pids, cams, each=2):
-    """`each` samples of every person in every camera, of files that need not exist."""
-    return [Sample(f"{folder}/{pid}_c{cam}_{i}.jpg", pid, cam) for pid in pids for cam in cams for i in range(each)]
-
-
-def source_world():
-    return Dataset(
-        "inside", Path("/data/a"), people("/data/a/train", [3, 7, 40], [1, 2]), people("/data/a/q", [900], [1]), []
-    )
-
-
-def target_world():
-    return Dataset(
-        "outside",
-        Path("/data/b"),
-        people("/data/b/train", range(1, 5), [1, 2, 3]),
-        people("/data/b/q", [20], [4]),
-        people("/data/b/g", [0, 20, 77], [4, 5]),
-    )
-
-
-@pytest.fixture
-def joined():
-    return join_domains(source_world(), target_world())
 
 
 class Secret:

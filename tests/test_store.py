@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +20,7 @@ from PIL import Image, ImageOps, features
 import affscl.data.store
 from affscl.data.datasets import Sample
 from affscl.data.store import PART, ImageStore, as_rgb, cache_folder, eight_bits, load_crop, store_name
+from affscl.data.synthetic import draft_of, sweep
 
 SIZES = [(48, 24), (80, 31), (20, 20), (64, 32)]
 
@@ -173,6 +176,58 @@ class TestImageStore:
         store.path.unlink()
         ImageStore(samples, 40, 20, cache)
         assert set(cache.iterdir()) == {store.path, today, foreign}
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: b"",
+            lambda data: data[:-1],
+            lambda data: data[: len(data) // 2],
+            lambda data: data[: len(data) // 2].ljust(len(data), b"\0"),
+            lambda data: data[:-40] + bytes([data[-40] ^ 4]) + data[-39:],
+            lambda data: data[:-1] + bytes([data[-1] ^ 128]),
+            lambda data: data.replace(b"(12, 3,", b"(11, 3,"),
+            lambda data: b"\x93NUMPY\x01\x00" + os.urandom(200),
+            lambda data: data + b"\0",
+        ],
+    )
+    def test_a_damaged_store_is_made_again_and_said(self, damage, samples, cache):
+        path = ImageStore(samples, 40, 20, cache).path
+        whole = path.read_bytes()
+        path.unlink()  # the store above still maps the old file
+        path.write_bytes(damage(whole))
+        with pytest.warns(UserWarning, match="damaged"):
+            again = ImageStore(samples, 40, 20, cache)
+        assert path.read_bytes() == whole and bytes.fromhex(again.digest) == whole[-32:]
+
+    def test_drafts_of_dead_processes_go_and_those_of_living_ones_stay(self, samples, cache):
+        cache.mkdir()
+        dead = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys, pathlib; from affscl.data.synthetic import draft_of;"
+                "draft_of(pathlib.Path(sys.argv[1])).touch()",
+                str(cache / "a.npy"),
+            ],
+            check=True,
+        )
+        assert dead.returncode == 0 and len(list(cache.iterdir())) == 1
+        mine, foreign, folder = draft_of(cache / "b.npy"), cache / ".c@elsewhere@1@00000000", draft_of(cache / "d")
+        mine.touch()
+        foreign.touch()
+        folder.mkdir()
+        path = ImageStore(samples, 40, 20, cache).path
+        assert set(cache.iterdir()) == {path, mine, foreign, folder}
+        os.utime(mine, (1, 1))  # older than this process: somebody else had its number
+        os.utime(foreign, (1, 1))
+        assert set(sweep(cache)) == {mine, foreign} and set(cache.iterdir()) == {path, folder}
+
+    def test_no_home(self, monkeypatch):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "expanduser", lambda _: (_ for _ in ()).throw(RuntimeError("no home")))
+        with pytest.raises(ValueError, match="--cache"):
+            cache_folder()
 
     def test_unreadable_images_are_all_named_with_reasons(self, samples, cache, tmp_path):
         Path(samples[1].path).write_bytes(b"")

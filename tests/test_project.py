@@ -16,7 +16,7 @@ import pytest
 import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["data", "model", "labels", "criteria", "scores", "training", "studies"]
+ROOMS = ["data", "model", "labels", "criteria", "scores", "training", "studies", "use"]
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 
 

@@ -1,0 +1,1 @@
+"""After training: find people, look at clusters, export networks, report on runs."""

@@ -701,4 +701,5 @@ d = { 'settings': { 'branch': 'main',
                                       'affscl.training.runs.storable': ('runs.html#storable', 'affscl/training/runs.py'),
                                       'affscl.training.runs.write_config': ('runs.html#write_config', 'affscl/training/runs.py'),
                                       'affscl.training.runs.write_history': ('runs.html#write_history', 'affscl/training/runs.py'),
-                                      'affscl.training.runs.write_safely': ('runs.html#write_safely', 'affscl/training/runs.py')}}}
+                                      'affscl.training.runs.write_safely': ('runs.html#write_safely', 'affscl/training/runs.py')},
+            'affscl.use.search': {'affscl.use.search.fingerprint': ('search.html#fingerprint', 'affscl/use/search.py')}}}

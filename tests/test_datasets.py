@@ -1,6 +1,8 @@
 """Every layout on a tree of a few crops, and every mistake with its message or its warning."""
 
 import re
+import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from affscl.data.datasets import (
+    MARKET_NAME,
     DataOptions,
     Dataset,
     Sample,
@@ -580,3 +583,96 @@ class TestOptions:
     def test_synthetic_people_are_drawn_not_loaded(self):
         with pytest.raises(ValueError, match="make_dataset"):
             load_dataset("synthetic", "anywhere")
+
+
+class TestCameraNames:
+    def test_a_camera_keeps_its_name_when_another_comes(self, tmp_path):
+        pattern = r"_(?P<camid>[a-z0-9]+)_"
+        few = load_dataset("folder", tree(tmp_path / "few", {"x": ["0_gate_.png", "1_lobby_.png"]}), pattern)
+        more = load_dataset(
+            "folder", tree(tmp_path / "more", {"x": ["0_gate_.png", "1_lobby_.png", "2_attic_.png"]}), pattern
+        )
+        assert [(s.camid, s.camera) for s in few.train] == [(1, "folder:gate"), (2, "folder:lobby")]
+        assert [s.camera for s in more.train[:2]] == [s.camera for s in few.train] and more.train[0].camid == 2
+
+    def test_numbers_have_one_name_in_any_company(self, tmp_path):
+        pattern = r"_(?P<camid>\w+)\."
+        for extra, names in (([], ["1", "2"]), (["2_attic.png"], ["1", "2", "attic"])):
+            root = tree(tmp_path / str(len(extra)), {"x": ["0_01.png", "1_2.png", *extra]})
+            assert [s.camera for s in load_dataset("folder", root, pattern).train] == [f"folder:{n}" for n in names]
+        clash = load_dataset("folder", tree(tmp_path / "clash", {"x": ["0_01.png", "1_1.png", "2_attic.png"]}), pattern)
+        assert [s.camera for s in clash.train] == ["folder:01", "folder:1", "folder:attic"]
+
+    def test_every_layout_names_its_cameras_and_worlds_are_datasets_of_their_own(self, tmp_path):
+        market = load_dataset("market1501", tree(tmp_path / "m", MARKET))
+        assert {s.camera for s in market.train} == {"market1501:1", "market1501:3", "market1501:6"}
+        assert load_dataset("dukemtmc", tree(tmp_path / "d", DUKE)).train[0].camera == "dukemtmc:2"
+        worlds = []
+        for seed in ("1", "2"):
+            (tree(tmp_path / seed, MARKET) / "world.json").write_text(seed)
+            worlds.append({s.camera for s in load_dataset("market1501", tmp_path / seed).train})
+        assert not worlds[0] & worlds[1] and all(name.startswith("synthetic ") for name in worlds[0])
+
+    def test_an_unknown_camera_has_no_name(self, tmp_path):
+        data = load_dataset("folder", tree(tmp_path, {"x": ["0_a.png", "1.png"]}), r"^.*?(_(?P<camid>\w))?\.png")
+        assert [(s.camid, s.camera) for s in data.train] == [(1, "folder:a"), (None, None)]
+
+
+class TestHostilePatterns:
+    @pytest.mark.parametrize(
+        "pattern", [r"(?P<pid>(\w+)+)!$", r"(?P<pid>(.*)*(.*)*(.*)*z)", r"(?P<pid>(?:(?:\w?){5000}){5000})!"]
+    )
+    def test_catastrophic_backtracking_is_stopped(self, tmp_path, pattern, monkeypatch):
+        monkeypatch.setattr("affscl.data.datasets.PATIENCE", 0.2)
+        root, start = tree(tmp_path, {"x": ["a" * 60 + ".png"]}), time.monotonic()
+        with pytest.raises(ValueError, match="takes more than 0.2 s for .*aaa.*avoid repeats within repeats"):
+            load_dataset("folder", root, pattern)
+        assert time.monotonic() - start < 20
+
+    def test_an_alarm_of_others_is_put_back(self):
+        rung = []
+        before = signal.signal(signal.SIGVTALRM, lambda *_: rung.append(1))
+        try:
+            parse_name("anna_1", r"(?P<pid>\w+?)_")
+            signal.raise_signal(signal.SIGVTALRM)
+        finally:
+            signal.signal(signal.SIGVTALRM, before)
+        assert rung and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+    @pytest.mark.parametrize("pattern", ["(?P<pid>a{99999999999999999999})", "(?:" * 9000 + "(?P<pid>a)" + ")" * 9000])
+    def test_what_cannot_be_compiled_is_told(self, tmp_path, pattern):
+        with pytest.raises(ValueError, match="is no regular expression"):
+            load_dataset("folder", tree(tmp_path, {"x": ["a.png"]}), pattern)
+
+    def test_a_huge_repeat_that_matches_nothing_is_a_name_that_does_not_match(self, tmp_path):
+        with pytest.raises(ValueError, match="does not match 'a.png'"):
+            load_dataset("folder", tree(tmp_path, {"x": ["a.png"]}).joinpath("x"), "(?P<pid>(b{60000}){60000})")
+
+
+class TestHostileTrees:
+    def test_the_whole_machine_is_no_folder_of_crops(self):
+        with pytest.raises(FileNotFoundError, match="Expected a folder of crops"):
+            load_dataset("folder", "/")
+
+    def test_a_long_search_is_said_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("affscl.data.datasets.PATIENCE", -1.0)
+        with pytest.warns(UserWarning, match="still looking for images, now in") as told:
+            image_files(tree(tmp_path, {"x": ["a.png"], "y": ["a.png"]}))
+        assert len(told) == 1
+
+    def test_ids_of_thousands_of_digits(self):
+        long = "9" * 5000
+        assert numbers({long, "8"}) == {"8": 1, long: 2, None: None}
+
+
+PATTERNS = [MARKET_NAME, r"(?P<pid>\d+)", r"(?P<camid>\w*)", r"^(?P<pid>.*)_(?P<camid>.+)"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(min_size=1, max_size=60), st.sampled_from(PATTERNS))
+def test_the_parser_of_names_never_raises_and_answers_in_text(path, pattern):
+    found = parse_name(path, pattern)
+    assert found is None or all(part is None or part in path for part in found)
+    named = {part for part in found or () if part is not None}
+    counted = numbers(named)
+    assert counted.keys() == named | {None} and all(abs(n) <= 2**52 for n in counted.values() if n is not None)

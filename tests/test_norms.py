@@ -140,3 +140,55 @@ def test_gradients_of_the_camera_neck():
     x, camids = torch.randn(10, 3, dtype=torch.double, requires_grad=True), torch.tensor([3, 7] * 5)
     neck = CameraNorm(3, [3, 7]).double()
     assert torch.autograd.gradcheck(lambda x: neck(x, camids), x)
+
+
+def test_cameras_are_found_by_name_whatever_their_numbers():
+    neck = CameraNorm(4, {1: "folder:gate", 2: "folder:lobby"})
+    again = CameraNorm(4, [1, 2])
+    again.load_state_dict(neck.state_dict())
+    crops = [(1, "folder:attic"), (2, "folder:gate"), (3, "folder:lobby"), (1, "market1501:1"), (2, None), (None, None)]
+    for layer in (neck, again):
+        assert layer.known_as(crops).tolist() == [-1, 1, 2, -1, 2, -1], "a number alone is the layer's own"
+    assert CameraNorm(4, [1, 2]).known_as(crops[:2]).tolist() == [1, 2], "without names there are only numbers"
+
+
+def test_a_state_of_other_cameras_gives_its_rows_by_name():
+    held = CameraNorm(2, {1: "a", 2: "b"})
+    held.camera_mean.copy_(torch.tensor([[1.0, 1], [2, 2]])), held.camera_var.mul_(5)
+    neck = CameraNorm(2, {1: "new", 2: "a", 3: "b"})
+    neck.load_state_dict(held.state_dict())
+    assert neck.names == ["new", "a", "b"] and neck.camids.tolist() == [1, 2, 3]
+    assert neck.camera_mean.tolist() == [[0, 0], [1, 1], [2, 2]] and neck.camera_var[:, 0].tolist() == [1, 5, 5]
+    assert neck.observed().tolist() == [False, True, True]
+    old = {name: value for name, value in held.state_dict().items() if name != "_extra_state"}
+    neck.load_state_dict(
+        {name: value.repeat_interleave(2, 0)[:3] if "cam" in name else value for name, value in old.items()}
+        | {"camids": torch.tensor([3, 9, 1])}
+    )
+    assert neck.camera_mean[:, 0].tolist() == [2, 0, 1], "a state without names is older: its numbers count"
+
+
+@pytest.mark.parametrize("names", [b"[1]", b'["a"]', b"{", b"\xff\xfe", b'"ab"'])
+def test_damaged_names_are_told(names):
+    state = CameraNorm(2, {1: "a", 2: "b"}).state_dict() | {
+        "_extra_state": torch.tensor(list(names), dtype=torch.uint8)
+    }
+    with pytest.raises(ValueError, match="names"):
+        CameraNorm(2, [1, 2]).load_state_dict(state)
+
+
+def test_a_camera_that_was_never_seen_often_enough_is_served_by_what_is_shared():
+    torch.manual_seed(0)
+    neck = CameraNorm(4, [3, 7])
+    for _ in range(5):
+        neck(5 + 2 * torch.randn(10, 4), torch.tensor([3] * 9 + [7]))
+    x = 5 + 2 * torch.randn(6, 4)
+    neck.eval()
+    assert torch.equal(neck(x, torch.full((6,), 7)), neck(x)) and not torch.equal(neck(x, torch.full((6,), 3)), neck(x))
+    neck.train()
+    before = neck.running_mean.clone()
+    late = 9 + torch.randn(8, 4)
+    neck(late, torch.full((8,), 7))
+    assert torch.allclose(neck.camera_mean[1], before.lerp(late.mean(0), 0.1)), (
+        "a late camera starts from what is shared"
+    )

@@ -103,7 +103,7 @@ def join_domains(
     pid = beyond({s.pid for s in source.train}, {s.pid for s in taken})
     camid = beyond({s.camid for s in source.train}, {s.camid for s in taken})
     moved = [
-        Sample(s.path, int(number) + pid, None if s.camid is None else s.camid + camid, SOURCE)
+        s._replace(pid=int(number) + pid, camid=None if s.camid is None else s.camid + camid, domain=SOURCE)
         for s, number in zip(source.train, pids, strict=True)
     ]
     joined = Dataset(f"{source.name} → {target.name}", target.root, moved + target.train, target.query, target.gallery)

@@ -10,7 +10,7 @@ __all__ = ['CHOICES', 'FIXED_BY_TABLE8', 'USELESS_WITHOUT_PARTS', 'NetworkOption
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,7 +196,8 @@ class AFF(nn.Module):
         height: int = 256,  # of the crops, in pixels
         width: int = 128,  # of the crops, in pixels
         domains: int = 1,  # sets of BatchNorm statistics
-        camids: Sequence[int] | None = None,  # the training crops' cameras, for camera_norm
+        # the training crops' cameras, for camera_norm; better with their names, {camid: name}
+        camids: Sequence[int] | Mapping[int, str | None] | None = None,
         **options: Any,  # the other fields of NetworkOptions
     ):
         """ValueError on unknown or contradictory options, FileNotFoundError on missing weights."""
@@ -245,7 +246,7 @@ def load_model(
     # a run may be older than an option
     options = {field.name: config.get(field.name, field.default) for field in fields(NetworkOptions)}
     others = {int(number) for name in state for number in re.findall(r"\.others\.(\d+)\.", name)}
-    cameras = state["neck.camids"].tolist() if "neck.camids" in state else None
+    cameras = state["neck.camids"].tolist() if "neck.camids" in state else None  # their names come with the state
     model = AFF(domains=1 + len(others), camids=cameras, **options | {"weights": None})
     try:
         model.load_state_dict(state)

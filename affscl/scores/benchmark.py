@@ -16,7 +16,7 @@ from torch import Tensor
 # %% ../../nbs/42_benchmark.ipynb #f2def00b
 from ..data.datasets import Dataset, Sample, can_evaluate
 from ..data.store import ImageStore
-from ..model.extraction import extract
+from ..model.extraction import extract, tell_unseen
 from ..model.network import AFF
 from .evaluation import Scores, evaluate, nothing_to_find, same_person_pairs, score
 from .reranking import rerank
@@ -77,6 +77,7 @@ def evaluate_model(
     mixed: bool = False,  # score also with the queries' own crops in the gallery?
 ) -> dict[str, Scores]:  # as `score_features` returns
     """Extract the features of both, once, and score them in all ways that are asked for, as `score_features` does."""
+    tell_unseen(model, [*query.samples, *gallery.samples])
     features = extract(model, query), extract(model, gallery)
     return score_features(*features, (query.samples, gallery.samples), reranked, mixed)
 

@@ -282,7 +282,7 @@ def prepare(
     seed_epoch(config.seed, 0)
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)}
     domains = 2 if is_joint(config) and config.domain_norm else 1
-    cameras = sorted({sample.camid for sample in data.train if sample.camid is not None})
+    cameras = dict(sorted({s.camid: s.camera for s in data.train if s.camid is not None}.items()))
     model = AFF(domains=domains, camids=cameras, **options | {"weights": weights})
     model = model.to(memory_format=torch.channels_last)
     criterion = lasting_criterion(config, data.train, model.dim, accelerator.device)

@@ -668,7 +668,7 @@ class TestHostileTrees:
 PATTERNS = [MARKET_NAME, r"(?P<pid>\d+)", r"(?P<camid>\w*)", r"^(?P<pid>.*)_(?P<camid>.+)"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=60), st.sampled_from(PATTERNS))
 def test_the_parser_of_names_never_raises_and_answers_in_text(path, pattern):
     found = parse_name(path, pattern)

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,15 +148,15 @@ class CameraNorm(nn.BatchNorm1d):
         """Take names from a state dict. ValueError: they are damaged, or not one for each camera."""
         self.names = names_in(state, len(self.camids))
 
-    def _load_from_state_dict(self, state, prefix, *others):
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         camids, mean, var, names = (prefix + name for name in ("camids", "camera_mean", "camera_var", "_extra_state"))
         if camids in state:  # a run may be older than the names
             held = names_in(state[names], len(state[camids])) if names in state else [None] * len(state[camids])
             if any(
                 self.names
             ):  # these cameras stay, and find their rows by name; if there is none, nothing was observed
-                keys = held if any(held) else state[camids].tolist()
-                own = self.names if any(held) else self.camids.tolist()
+                keys: list = held if any(held) else state[camids].tolist()
+                own: list = self.names if any(held) else self.camids.tolist()
                 rows = [keys.index(key) if key in keys else len(keys) for key in own]
                 state[mean] = F.pad(state[mean], (0, 0, 0, 1), value=0)[rows]
                 state[var] = F.pad(state[var], (0, 0, 0, 1), value=1)[rows]

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
 from affscl.labels.clustering import (
+    LADDER,
     ClusterOptions,
     centroids,
+    choose_clusters,
     cluster_problems,
     cluster_report,
     pseudo_labels,
     require_clusters,
+    separation,
     thinned,
 )
 from affscl.labels.jaccard import jaccard_distance
@@ -321,3 +324,84 @@ def test_few_huge_clusters_warn(sizes, k1, message):
 def test_ordinary_clusters_do_not_warn(sizes, k1, recwarn):
     require_clusters(np.repeat(np.arange(len(sizes)), sizes), 0.6, 4, k1)
     assert not recwarn.list
+
+
+# --- settings chosen from the features ---------------------------------------------------------------------------
+
+
+def naive_separation(features, labels):
+    x = (features - features.mean(0)).double()
+    x = x / x.norm(dim=1, keepdim=True)
+    total = 0.0
+    for i, own in enumerate(labels):
+        if own < 0:
+            continue
+        centres = {}
+        for k in range(labels.max() + 1):
+            centre = sum(x[j] for j in range(len(x)) if labels[j] == k and j != i)
+            centres[k] = float(x[i] @ centre / torch.linalg.norm(centre)) if isinstance(centre, torch.Tensor) else 0.0
+        a, b = centres.pop(own), max(centres.values())
+        total += (a - b) / (1 - min(a, b))
+    return total / len(x)
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(8, 40), clusters=st.integers(2, 5), noise=st.floats(0.1, 2), seed=st.integers(0, 999))
+def test_separation_equals_the_naive_one(n, clusters, noise, seed):
+    x, _ = crowd(n, 6, noise, seed)
+    labels = np.r_[np.repeat(np.arange(clusters), 2), np.random.default_rng(seed).integers(-1, clusters, n)][:n]
+    labels = np.unique(labels, return_inverse=True)[1] - (labels.min() < 0)
+    if labels.max() >= 1:
+        assert separation(x, labels.astype(np.int64)) == pytest.approx(naive_separation(x, labels), abs=1e-4)
+
+
+def test_separation_of_what_cannot_be_separated():
+    assert separation(torch.eye(4), np.zeros(4, np.int64)) == separation(torch.eye(4), np.full(4, -1)) == -1
+
+
+@pytest.mark.parametrize("crops", [2, 4, 8, 16, 40])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_auto_fits_however_many_crops_a_person_has(crops, shift):
+    x, pids = crowd(24 * crops, 24, 1.0, seed=crops, d=64)
+    x = torch.nn.functional.normalize(x + shift / 8 * torch.ones(64))  # all features have a part in common
+    choice = choose_clusters(x)
+    best = max(
+        cluster_report(pseudo_labels(x, 0.6, m, k1, k2), pids)["ari"]
+        for k1, k2 in LADDER
+        if k1 < len(x)
+        for m in (2, 4)
+    )
+    assert cluster_report(choice.labels, pids)["ari"] > best - 0.12
+    np.testing.assert_array_equal(choice.labels, pseudo_labels(x, 0.6, choice.min_samples, choice.k1, choice.k2))
+    np.testing.assert_array_equal(choice.labels, pseudo_labels(x, k1="auto"))
+
+
+def test_auto_of_the_faults_example():
+    x, pids = crowd(120, 30, 0.6, 0, d=64)  # 30 people with 4 crops
+    assert cluster_report(pseudo_labels(x), pids)["ari"] < 0.2
+    assert cluster_report(pseudo_labels(x, k1="auto"), pids)["ari"] > 0.95
+
+
+def test_auto_searches_once_and_thins_copies():
+    x, seen = crowd(200, 20, 0.4, 0, d=64)[0], []
+
+    def spying(features, k1):
+        seen.append((len(features), k1))
+        return nearest(features, k1)
+
+    labels = pseudo_labels(torch.cat([x[:1].repeat(3000, 1), x]), k1="auto", search=spying)
+    assert seen == [(30 + 199, 30)] and len(labels) == 3200 and len(set(labels[:3001])) == 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
+def test_auto_of_very_few_crops(n):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        choice = choose_clusters(crowd(n, 2, 0.1, 0)[0])
+    assert len(choice.labels) == n and choice.k1 >= choice.k2 >= 1
+
+
+def test_only_auto_is_a_word_for_k1():
+    assert cluster_problems(ClusterOptions(k1="auto")) == []
+    assert cluster_problems(ClusterOptions(k1="many")) == ["k1='many': must be a number, or auto"]
+    require_clusters(np.repeat(np.arange(40), 3), 0.6, 4, "auto")

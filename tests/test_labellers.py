@@ -14,6 +14,7 @@ from affscl.data.domains import SOURCE, TARGET, join_domains
 from affscl.data.sampling import BatchPlan, joint_batches
 from affscl.labels.clustering import ClusterOptions, pseudo_labels, require_clusters
 from affscl.labels.labellers import (
+    chosen_settings,
     cluster_labeller,
     is_joint,
     joint_labeller,
@@ -245,3 +246,15 @@ def test_source_classes_hide_missing_clusters_unless_the_target_is_asked(joined)
     require_clusters(labels, 0.6, 4)  # passes: three source classes
     with pytest.raises(ValueError, match="found 0 clusters in 24 crops"):
         require_clusters(labels[target], 0.6, 4)
+
+
+def test_a_labeller_tells_what_it_chose():
+    x, samples = crowd(120, 20)
+    camids = [sample.camid for sample in samples]
+    labeller = cluster_labeller(ClusterOptions(k1="auto"), camids)
+    assert chosen_settings(labeller) == {}
+    labels = labeller(x, 1)
+    chosen = chosen_settings(labeller)
+    assert chosen.keys() == {"k1", "k2", "min_samples"}
+    np.testing.assert_array_equal(labels, cluster_labeller(ClusterOptions(**chosen), camids)(x, 1))
+    assert chosen_settings(cluster_labeller(ClusterOptions(), camids)) == {}

@@ -1,6 +1,7 @@
 """The loop: what it may read, what it writes, how it goes on, and its learning rate."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from affscl.data.datasets import market_samples
 from affscl.data.synthetic import make_dataset
 from affscl.model.network import load_model
 from affscl.scores.benchmark import evaluate_model
 from affscl.training import loop as training
+from affscl.training.cli import eval_command
 from affscl.training.config import RECIPES
 from affscl.training.loop import learning_rate, prepare, train
 from affscl.training.runs import load_config, new_run, read_history
@@ -304,3 +307,36 @@ def test_warmup_and_drops_multiply():
     alone = [learning_rate(e, 1.0, 99, warmup=8) * learning_rate(e, 2.0, 3) for e in range(1, 20)]
     np.testing.assert_allclose(both, alone)
     assert learning_rate(7, 1.0, 3, milestones=[4, 6]) == pytest.approx(0.01)  # lr_step is not read
+
+
+class TestChosenSettings:
+    def test_auto_is_chosen_each_epoch_printed_and_stored(self, short, tmp_path, capsys):
+        run, _, history = train(replace(short, k1="auto", epochs=1), tmp_path / "run")
+        row = history[-1]
+        assert row == read_history(run)[-1] and {"k1", "k2", "min_samples"} <= row.keys()
+        assert f"(k1 {row['k1']}, k2 {row['k2']}, min_samples {row['min_samples']})" in capsys.readouterr().out
+        assert load_config(run).k1 == "auto" and "k1" not in history[0]
+
+
+class TestCamerasByName:
+    def test_one_more_train_crop_of_another_camera_changes_no_score(self, short, world, tmp_path, capsys):
+        names, mine = {1: "gate", 2: "lobby", 3: "stairs"}, tmp_path / "mine"
+        for split, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
+            (mine / split).mkdir(parents=True)
+            for sample in market_samples("market1501", world / folder):
+                shutil.copy(sample.path, mine / split / f"{names[sample.camid]}_{sample.pid}_{Path(sample.path).name}")
+        pattern = r"^(?P<camid>[a-z]+)_(?P<pid>\d+)_"
+        config = replace(short, dataset="folder", data=str(mine), pattern=pattern, camera_norm=True, epochs=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run = train(config, tmp_path / "run").run
+        eval_command([str(run)])
+        before = capsys.readouterr().out.splitlines()[-1]
+        first = next((mine / "train").iterdir())
+        shutil.copy(first, mine / "train" / ("attic_999_" + first.name))
+        eval_command([str(run)])
+        assert capsys.readouterr().out.splitlines()[-1] == before and before.startswith("as extracted: mAP")
+        first = next((mine / "gallery").iterdir())
+        shutil.copy(first, mine / "gallery" / ("attic_998_" + first.name))
+        eval_command([str(run)])
+        assert "1 of" in (said := capsys.readouterr().err) and "folder:attic" in said and said.count("not seen") == 1

@@ -16,7 +16,7 @@ from typing import Any
 from ..criteria.classifier import centre_problems
 from ..criteria.factory import LossOptions, centre_use_problems, loss_problems
 from ..data.datasets import NAMES, DataOptions
-from ..labels.clustering import ClusterOptions, cluster_problems
+from ..labels.clustering import AUTO, ClusterOptions, cluster_problems
 from ..model.network import NetworkOptions, network_problems
 
 # %% ../../nbs/50_config.ipynb #bce4f997
@@ -213,7 +213,14 @@ FULL = Config(recipe="market1501", dataset="market1501", eps=0.65, bn_chunk=64, 
 # %% ../../nbs/50_config.ipynb #2efb341f
 _LITTLE: dict[str, Any] = dict(height=128, width=64, pad=5, iterations=40, p=16, k=4, eps=0.6)
 SMALL = Config(
-    recipe="small", dataset="market1501", backbone="mobilenet_v2", fusion="residual", epochs=10, lr_step=8, **_LITTLE
+    recipe="small",
+    dataset="market1501",
+    backbone="mobilenet_v2",
+    fusion="residual",
+    epochs=10,
+    lr_step=8,
+    k1=AUTO,
+    **_LITTLE,
 )
 QUICK = Config(
     recipe="quick",
@@ -229,7 +236,8 @@ QUICK = Config(
 
 # %% ../../nbs/50_config.ipynb #420ad091
 BEST: dict[str, Any] = dict(
-    **dict(k1=10, k2=3, eps=0.5, min_samples=2, camera_links=1.0, links_from=3),  # how clusters are made
+    # how clusters are made; k2 and min_samples are read only if k1 is set to a number
+    **dict(k1=AUTO, k2=3, eps=0.5, min_samples=2, camera_links=1.0, links_from=3),
     **dict(negatives="camera", camera_norm=True, mirror=True),  # what is contrasted, and how features are made
     **dict(p=32, k=2, lr=7e-4, erase=0.2),  # how batches are drawn, and learned from
 )

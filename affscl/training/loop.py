@@ -32,7 +32,7 @@ from ..data.datasets import Sample
 from ..data.domains import TARGET
 from ..data.store import ImageStore
 from ..labels.clustering import cluster_report, require_clusters
-from ..labels.labellers import is_joint, make_labeller, true_labels
+from ..labels.labellers import chosen_settings, is_joint, make_labeller, true_labels
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions
 from ..scores.benchmark import can_score, score_features
@@ -72,8 +72,8 @@ def train_epoch(
     rng, clock, crops = seed_epoch(config.seed, epoch), Clock(), job.train.samples
     features = epoch_features(job, config)
     clock.lap("extract")
-    labels = from_main(job.accelerator, lambda: job.labeller(features, epoch))
-    quality = report(labels, crops, config)
+    labels, chosen = from_main(job.accelerator, lambda: (job.labeller(features, epoch), chosen_settings(job.labeller)))
+    quality = report(labels, crops, replace(config, **chosen)) | chosen
     clock.lap("label")
     cameras = [crop.camid for crop in crops]
     criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras)

@@ -37,9 +37,10 @@ def epoch_line(
     ari = "" if row.get("ari") is None else f"  ARI {row['ari']:.2f}"
     share = row.get("multi_camera_share")
     cameras = "" if share is None else f" ({percent(row, 'multi_camera_share')} % with several cameras)"
+    chosen = f" (k1 {row['k1']}, k2 {row['k2']}, min_samples {row['min_samples']})" if "k1" in row else ""
     return (
         f"epoch {row['epoch']:2}/{epochs}  loss {row['loss']:.3f}  {row['clusters']} clusters{cameras},"
-        f" outliers {percent(row, 'outlier_share')} %{ari}  mAP {percent(row, 'mAP')}"
+        f" outliers {percent(row, 'outlier_share')} %{chosen}{ari}  mAP {percent(row, 'mAP')}"
         f"  Rank-1 {percent(row, 'rank1')}  {seconds:.0f} s, about {duration(left)} left"
     )
 

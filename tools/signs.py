@@ -16,7 +16,7 @@ from affscl.training.config import RECIPES
 from affscl.training.loop import epoch_features, epoch_scores, started, train_epoch
 
 COLUMNS = (
-    "data recipe eps seed epoch crops clusters outlier_share largest_share stability silhouette ari mAP rank1".split()
+    "data recipe eps k1 seed epoch crops clusters outlier_share largest_share stability silhouette ari mAP rank1".split()
 )
 
 
@@ -29,7 +29,7 @@ def signs(config, name, write):
             features = epoch_features(job, config)
             labels = job.labeller(features, epoch)
             graph = jaccard_distance(features, config.k1, config.k2)
-            line = {"data": name, "recipe": config.recipe, "eps": config.eps, "seed": config.seed, "crops": len(labels)}
+            line = {"data": name, "recipe": config.recipe, "eps": config.eps, "k1": config.k1, "seed": config.seed, "crops": len(labels)}
             line |= {"largest_share": largest_share(labels), "silhouette": jaccard_silhouette(graph, labels)}
             line["stability"] = None if before is None else stability(before, labels)
             before = labels
@@ -51,6 +51,8 @@ def main():
     parser.add_argument("--weights")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--iterations", type=int)
+    parser.add_argument("--k1", type=int)
+    parser.add_argument("--k2", type=int)
     parser.add_argument("--eps", type=float, nargs="+", default=[0.6])
     parser.add_argument("--seed", type=int, nargs="+", default=[1])
     words = vars(parser.parse_args())

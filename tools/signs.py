@@ -15,9 +15,8 @@ from affscl.labels.signs import jaccard_silhouette, largest_share, stability
 from affscl.training.config import RECIPES
 from affscl.training.loop import epoch_features, epoch_scores, started, train_epoch
 
-COLUMNS = (
-    "data recipe eps k1 seed epoch crops clusters outlier_share largest_share stability silhouette ari mAP rank1".split()
-)
+COLUMNS = ["data", "recipe", "eps", "k1", "seed", "epoch", "crops", "clusters", "outlier_share", "largest_share"]
+COLUMNS += ["stability", "silhouette", "ari", "mAP", "rank1"]
 
 
 def signs(config, name, write):
@@ -29,7 +28,8 @@ def signs(config, name, write):
             features = epoch_features(job, config)
             labels = job.labeller(features, epoch)
             graph = jaccard_distance(features, config.k1, config.k2)
-            line = {"data": name, "recipe": config.recipe, "eps": config.eps, "k1": config.k1, "seed": config.seed, "crops": len(labels)}
+            line = {"data": name, "crops": len(labels)}
+            line |= {key: getattr(config, key) for key in ("recipe", "eps", "k1", "seed")}
             line |= {"largest_share": largest_share(labels), "silhouette": jaccard_silhouette(graph, labels)}
             line["stability"] = None if before is None else stability(before, labels)
             before = labels

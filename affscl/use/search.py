@@ -19,14 +19,14 @@ import tyro
 from matplotlib.figure import Figure
 
 # %% ../../nbs/81_search.ipynb #62b4b607
-from ..data.datasets import Sample, compile_pattern, image_files, listing, numbers, parse_name
+from ..data.datasets import Sample, called, compile_pattern, image_files, listing, numbers, parse_name
 from ..data.store import load_crop, try_crop
 from ..model.network import load_model
 from ..scores.figures import crop_axes, draw_crop
 from ..training.cli import guarded
 from ..training.processes import make_accelerator
 from ..training.runs import load_config
-from .gallery import MANIFEST, Gallery, Hit, file_state, fingerprint
+from .gallery import MANIFEST, Gallery, Hit, camera_label, file_state, fingerprint
 
 # %% ../../nbs/81_search.ipynb #65735c7b
 def folder_crops(
@@ -44,7 +44,10 @@ def folder_crops(
         raise ValueError(f"pattern {pattern!r} does not match {names[found.index(None)]!r} in {root}")
     cameras = [ids and ids[1] for ids in found]
     camids = numbers(set(cameras))
-    return [Sample(os.path.join(root, name), None, camids[camera]) for name, camera in zip(names, cameras)]
+    return [
+        Sample(os.path.join(root, name), None, camids[camera], camera=camera and pattern and f"folder:{called(camera)}")
+        for name, camera in zip(names, cameras)
+    ]
 
 
 def follow(
@@ -97,11 +100,11 @@ def search_picture(
     for line, photo, hits in zip(axes, photos, answers):
         draw_crop(line[0], photo.transpose(1, 2, 0), "photo")
         for ax, hit in zip(line[1:], [*hits, *[None] * (columns - 1 - len(hits))]):
-            crop = hit and try_crop(hit.crop.path, height, width)
+            crop = try_crop(hit.crop.path, height, width) if hit else "there are no more"
             if hit is None or isinstance(crop, str):  # the file may be gone since
                 draw_crop(ax)
                 continue
-            camera = hit.crop.camera.split(":", 1)[-1] if hit.crop.camera else hit.crop.camid
+            camera = camera_label(hit.crop)
             where = "" if camera is None else f"\ncam {camera}"
             draw_crop(ax, crop.transpose(1, 2, 0), f"{hit.similarity:.2f}{where}")
     return figure
@@ -118,8 +121,7 @@ def write_answers(
         writer.writerow(["photo", "rank", "similarity", "path", "camera", "cluster"])
         for photo, hits in zip(photos, answers):
             for rank, (similarity, crop) in enumerate(hits, 1):
-                camera = crop.camid if crop.camera is None else crop.camera.split(":", 1)[-1]
-                writer.writerow([photo, rank, f"{similarity:.4f}", crop.path, camera, crop.cluster])
+                writer.writerow([photo, rank, f"{similarity:.4f}", crop.path, camera_label(crop), crop.cluster])
 
 # %% ../../nbs/81_search.ipynb #38e7dcce
 def search_run(

@@ -49,7 +49,7 @@ def folder_crops(
         for name, camera in zip(names, cameras)
     ]
 
-
+# %% ../../nbs/81_search.ipynb #b8a17ec1
 def follow(
     gallery: Gallery,
     crops: Sequence[Sample],  # what it shall hold
@@ -109,7 +109,7 @@ def search_picture(
             draw_crop(ax, crop.transpose(1, 2, 0), f"{hit.similarity:.2f}{where}")
     return figure
 
-
+# %% ../../nbs/81_search.ipynb #c2af554c
 def write_answers(
     path: str | Path,  # the CSV file
     photos: Sequence[str],  # q names
@@ -152,7 +152,7 @@ def search_run(
     print(f"Written: {arguments.out}.csv, {arguments.out}.png; the index is kept in {kept}")
     return answers
 
-
+# %% ../../nbs/81_search.ipynb #2fe03291
 def load_photo(
     path: str,  # an image file
     height: int,  # pixels
@@ -166,7 +166,7 @@ def load_photo(
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
 
-
+# %% ../../nbs/81_search.ipynb #89f2613a
 def search_command(
     words: list[str] | None = None,  # None: the command line of this process
 ) -> None:

@@ -1,6 +1,7 @@
 """The network against step-by-step computation, its options and refusals, and loading it from a run."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from affscl.model.attention import CAM, CASAM
 from affscl.model.backbones import BACKBONES, make_backbone
 from affscl.model.network import AFF, GeMPool, NetworkOptions, Output, load_model, network_problems
+from affscl.model.weights import write_tensors
 
 
 def test_forward_step_by_step():
@@ -215,3 +217,14 @@ def test_load_model_says_what_is_wrong(tmp_path):
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no model.safetensors"):
         load_model(tmp_path / "run")
+
+
+def test_settings_edited_after_training_are_noticed(tmp_path):
+    model = small()
+    write_run(tmp_path / "run", model)
+    write_tensors(tmp_path / "run" / "model.safetensors", model.state_dict(), {"network": asdict(model.options)})
+    load_model(tmp_path / "run")
+    for change in ({"height": 96}, {"fusion": "residual"}, {"mirror": True}):
+        (tmp_path / "run" / "config.json").write_text(json.dumps(asdict(model.options) | change))
+        with pytest.raises(ValueError, match=f"edited after training: {list(change)[0]} is"):
+            load_model(tmp_path / "run")

@@ -50,8 +50,12 @@ def same(a, b):
 
 class TestRun:
     def test_folder_holds_what_it_should(self, done):
-        assert {"config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"} == {
-            p.name for p in done.run.iterdir()
+        assert {p.name for p in done.run.iterdir()} == {
+            "config.json",
+            "metrics.jsonl",
+            "model.safetensors",
+            "resume.safetensors",
+            "resume.previous.safetensors",
         }
         assert load_config(done.run).eps == SHORT.eps
 
@@ -197,6 +201,105 @@ class TestResume:
         with pytest.raises(ValueError, match="damaged"):
             train(short, resume=tmp_path)
 
+    @pytest.mark.parametrize(
+        "damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[: len(data) // 2], lambda _: b""]
+    )
+    def test_a_damaged_state_costs_an_epoch(self, damage, done, short, tmp_path):
+        run = Path(shutil.copytree(done.run, tmp_path / "run"))
+        state = run / "resume.safetensors"
+        state.write_bytes(damage(state.read_bytes()))
+        with pytest.warns(UserWarning, match="damaged.*going on from the state before it, of epoch 1"):
+            again = train(short, resume=run)
+        assert same(again.model.state_dict(), done.model.state_dict())
+        assert [row["epoch"] for row in read_history(run)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="damaged"):
+            (run / "model.safetensors").write_bytes(damage((run / "model.safetensors").read_bytes()))
+            load_model(run)
+
+    def test_a_state_between_two_renames(self, done, short, tmp_path):
+        run = Path(shutil.copytree(done.run, tmp_path / "run"))
+        (run / "resume.safetensors").unlink()
+        assert same(train(short, resume=run).model.state_dict(), done.model.state_dict())
+
+    def test_both_states_damaged_or_lost(self, done, short, tmp_path):
+        run = Path(shutil.copytree(done.run, tmp_path / "run"))
+        for name in ("resume.safetensors", "resume.previous.safetensors"):
+            (run / name).write_bytes(b"")
+        with pytest.raises(ValueError, match="no other state is left"):
+            train(short, resume=run)
+        for name in ("resume.safetensors", "resume.previous.safetensors"):
+            (run / name).unlink()
+        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        with pytest.raises(ValueError, match="2 finished epochs, but resume.safetensors"):
+            train(short, resume=run)
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda lines: lines[:1] + lines[2:],
+            lambda lines: lines + lines[1:],
+            lambda lines: lines[::-1],
+            lambda lines: [*lines, "", "", " "],
+            lambda lines: [line.replace('"loss": ', '"loss": 1') for line in lines],
+            lambda lines: ["not JSON"],
+            lambda lines: ["[1, 2]", "null"],
+            lambda lines: [*lines, json.dumps({"epoch": 3, "loss": 0.0})],
+            lambda lines: [],
+        ],
+    )
+    def test_the_state_knows_the_metrics(self, edit, done, short, tmp_path):
+        run = Path(shutil.copytree(done.run, tmp_path / "run"))
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        (run / "metrics.jsonl").write_text("".join(line + "\n" for line in edit(lines)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*mended from the state")
+            result = train(short, resume=run)
+        assert (run / "metrics.jsonl").read_text().splitlines() == lines
+        assert same(result.model.state_dict(), done.model.state_dict())
+
+    @pytest.mark.parametrize("change", [{"height": 128}, {"fusion": "residual"}, {"lr": 1e-3}, {"k1": 12}])
+    def test_edited_settings_are_noticed(self, change, done, short, tmp_path):
+        run = Path(shutil.copytree(done.run, tmp_path / "run"))
+        with pytest.raises(ValueError, match=f"keeps its settings: {list(change)[0]} is"):
+            train(replace(short, epochs=3, **change), resume=run)
+
+    def test_crops_removed_or_changed_are_noticed(self, done, short, world, tmp_path):
+        other, run = Path(shutil.copytree(world, tmp_path / "other")), tmp_path / "run"
+        shutil.copytree(done.run, run)
+        names = sorted((other / "bounding_box_train").iterdir())
+        kept = names[0].read_bytes()
+        names[0].write_bytes(names[1].read_bytes())
+        moved = replace(short, epochs=3, data=str(other))
+        with pytest.raises(ValueError, match="other pixels in the train crops"):
+            train(moved, resume=run)
+        names[0].write_bytes(kept)
+        for path in names[:30]:
+            path.unlink()
+        with pytest.raises(ValueError, match="42 train crops now, and 72 then"):
+            train(moved, resume=run)
+        assert [row["epoch"] for row in read_history(run)] == [0, 1, 2]
+
+    def test_other_queries_are_said_and_a_moved_dataset_is_the_same(self, done, short, world, tmp_path):
+        other, run = Path(shutil.copytree(world, tmp_path / "other")), tmp_path / "run"
+        shutil.copytree(done.run, run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(replace(short, data=str(other)), resume=run)
+        next((other / "query").glob("0*.jpg")).unlink()
+        with pytest.warns(UserWarning, match="do not compare: 16 query crops now, and 17 then"):
+            train(replace(short, data=str(other)), resume=run)
+
+    def test_other_threads_are_said(self, done, short, tmp_path):
+        run = Path(shutil.copytree(done.run, tmp_path / "run"))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads + 1)
+        try:
+            with pytest.warns(UserWarning, match=f"began with {threads} threads and goes on with {threads + 1}"):
+                train(short, resume=run)
+        finally:
+            torch.set_num_threads(threads)
+
     def test_an_existing_folder_is_refused(self, short, done, tmp_path):
         with pytest.raises(FileExistsError, match="--resume"):
             train(short, done.run)
@@ -222,10 +325,22 @@ class TestWhenItCannotGoOn:
             return criterion
 
         monkeypatch.setattr(training, "make_criterion", broken)
-        with pytest.raises(ValueError, match="lower lr"):
+        with pytest.raises(ValueError, match=r"epoch 1, step 1 of 3: the loss is nan.*run.*after epoch 0.*lower lr"):
             train(short, tmp_path / "run")
         state = load_model(tmp_path / "run").state_dict()
         assert all(torch.isfinite(value.float()).all() for value in state.values()), "the last good state stays"
+
+    @pytest.mark.parametrize("change", [{"lr": 1e38}, {"lr": 1e30, "criterion": "cross_entropy_triplet"}])
+    def test_a_rate_that_makes_no_numbers_stops_at_once(self, change, short, tmp_path):
+        with pytest.raises(ValueError, match=r"last good state, after epoch 0.*lower lr"):
+            train(replace(short, **change), tmp_path / "run")
+        assert [row["epoch"] for row in read_history(tmp_path / "run")] == [0]
+
+    def test_features_that_are_no_numbers(self, short, tmp_path, monkeypatch):
+        extract = training.extract_shared
+        monkeypatch.setattr(training, "extract_shared", lambda *a: extract(*a) * float("inf"))
+        with pytest.raises(ValueError, match="features"):
+            train(replace(short, eval_every=9), tmp_path / "run")
 
     def test_full_scale_without_weights_warns_loudly(self):
         with pytest.warns(UserWarning, match="--weights imagenet"):
@@ -249,8 +364,6 @@ class TestFoldersOfCrops:
         assert np.isfinite(result.history[-1]["loss"])
 
     def test_unreadable_crops_are_all_listed_before_training(self, world, tmp_path):
-        import shutil
-
         broken = Path(shutil.copytree(world, tmp_path / "broken"))
         names = sorted((broken / "bounding_box_train").iterdir())[3:5]
         for path in names:

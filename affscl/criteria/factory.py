@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'TWO_MEMORIES', 'ONE_MEMORY', 'LossOptions', 'loss_problems', 'make_criterion', 'is_supervised',
-           'centre_use_problems']
+           'centre_use_problems', 'lasting_criterion']
 
 # %% ../../nbs/33_factory.ipynb #fba8158f
 from collections.abc import Sequence
@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # %% ../../nbs/33_factory.ipynb #1379906c
-from .classifier import CrossEntropyTriplet, baseline_problems
+from .classifier import CrossEntropyTriplet, StrongBaseline, baseline_problems
 from .contrast import BALANCES, Criterion, SingleContrast, SymmetricContrast, cameras_of, weight_problems
 from .memory import ClusterMemory, DualMemory, choice_problems, hardest_samples, memory_problems
+from ..data.datasets import Sample
 from ..labels.clustering import centroids
+from ..labels.labellers import true_labels
 
 # %% ../../nbs/33_factory.ipynb #99049a84
 CRITERIA = "symmetric", "mean", "hard", "cluster_contrast", "cluster_contrast_hard", "hhcl", "cross_entropy_triplet"
@@ -127,3 +130,18 @@ def centre_use_problems(
         f"centre_weight={options.centre_weight!r}: only supervised training has a centre loss, with labels='truth' and "
         "criterion='cross_entropy_triplet'; leave it at 0"
     ]
+
+# %% ../../nbs/33_factory.ipynb #cd49b4a8
+def lasting_criterion(
+    config: Any,  # reads labels, criterion and the classifier's settings
+    samples: Sequence[Sample],  # the training crops
+    d: int,  # length of a feature
+    device: torch.device,  # where it computes
+) -> StrongBaseline | None:
+    """The classifier of supervised training, whose people are the same in each epoch; None for other criteria."""
+    if not is_supervised(config):
+        return None
+    classes = int(true_labels(samples).max()) + 1
+    return StrongBaseline(
+        classes, d, config.label_smoothing, config.margin, config.centre_weight, config.centre_rate
+    ).to(device)

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # %% ../../nbs/14_network.ipynb #2922b9db
 from .attention import CAM, CASAM, FUSIONS, SplitAttention
 from .backbones import BACKBONES, make_backbone
 from .norms import CameraNorm, Groups, group_norms
-from .weights import load_weights
+from .weights import load_weights, read_tensors
 
 # %% ../../nbs/14_network.ipynb #d40ba31d
 @dataclass
@@ -235,16 +234,25 @@ def load_model(
 ) -> AFF:  # on the CPU, in eval mode
     """The network that a run trained.
 
-    FileNotFoundError if one of its files is not there, ValueError if they contradict each other.
+    FileNotFoundError if one of its files is not there, ValueError if they contradict each other or are damaged.
     """
     run = Path(run)
     for name in ("config.json", "model.safetensors"):
         if not (run / name).is_file():
             expected = "expected the folder of a run, as affscl-train writes it"
             raise FileNotFoundError(f"no {name} in {run.absolute()}: {expected}")
-    config, state = json.loads((run / "config.json").read_text(encoding="utf-8")), load_file(run / "model.safetensors")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    about, state = read_tensors(run / "model.safetensors")
     # a run may be older than an option
     options = {field.name: config.get(field.name, field.default) for field in fields(NetworkOptions)}
+    trained = (about or {}).get("network", {})
+    edited = [
+        f"{name} is {options[name]!r} in config.json and was {value!r} in training"
+        for name, value in trained.items()
+        if name in options and name != "weights" and options[name] != value
+    ]
+    if edited:
+        raise ValueError(f"{run.absolute()} was edited after training: {'; '.join(edited)}. Restore config.json")
     others = {int(number) for name in state for number in re.findall(r"\.others\.(\d+)\.", name)}
     cameras = state["neck.camids"].tolist() if "neck.camids" in state else None  # their names come with the state
     model = AFF(domains=1 + len(others), camids=cameras, **options | {"weights": None})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATE', 'PREVIOUS', 'CLAIM', 'save_state', 'State', 'read_state', 'load_state', 'last_state', 'write_config',
-           'load_config', 'write_history', 'read_history', 'mended_history', 'new_run', 'living_owner', 'claim',
-           'release', 'is_crashed_start', 'begin_run', 'end_run', 'state_to_continue']
+           'load_config', 'write_history', 'read_history', 'mended_history', 'living_owner', 'claim', 'release',
+           'is_crashed_start', 'new_run', 'begin_run', 'end_run', 'state_to_continue']
 
 # %% ../../nbs/52_runs.ipynb #cbd773ca
 import json
@@ -206,35 +206,6 @@ def mended_history(
         )
     return rows
 
-# %% ../../nbs/52_runs.ipynb #992d5605
-def new_run(
-    config: Config,  # its recipe names the folder if `out` does not
-    out: str | Path | None = None,  # the folder, not made yet; by default runs/RECIPE-DATE-TIME, made at once
-) -> Path:
-    """The folder of a new run, which no other run has. Raises FileExistsError if `out` holds anything already."""
-    if not out:
-        return _numbered(Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
-    run = Path(out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir()) and not is_crashed_start(run)):
-        if owner := living_owner(run):
-            raise FileExistsError(f"{run} is being written by {owner}: name another folder with --out")
-        raise FileExistsError(
-            f"{run} exists and is not empty: name another folder with --out, or continue that run with --resume {run}"
-        )
-    return run
-
-
-def _numbered(folder: Path) -> Path:
-    """Make `folder`, or the first of folder-2, folder-3, ... that is not there yet."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    name, number = folder, 1
-    while True:
-        with suppress(FileExistsError):
-            name.mkdir()
-            return name
-        number += 1
-        name = folder.with_name(f"{folder.name}-{number}")
-
 # %% ../../nbs/52_runs.ipynb #dc83e514
 CLAIM = "claim.json"
 
@@ -320,6 +291,35 @@ def is_crashed_start(
     """Whether all that lies in it is a run that was killed before its first state: nothing is lost with it."""
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     return CLAIM in names and names <= _FIRST and not living_owner(run)
+
+# %% ../../nbs/52_runs.ipynb #992d5605
+def new_run(
+    config: Config,  # its recipe names the folder if `out` does not
+    out: str | Path | None = None,  # the folder, not made yet; by default runs/RECIPE-DATE-TIME, made at once
+) -> Path:
+    """The folder of a new run, which no other run has. Raises FileExistsError if `out` holds anything already."""
+    if not out:
+        return _numbered(Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run = Path(out)
+    if run.exists() and (not run.is_dir() or any(run.iterdir()) and not is_crashed_start(run)):
+        if owner := living_owner(run):
+            raise FileExistsError(f"{run} is being written by {owner}: name another folder with --out")
+        raise FileExistsError(
+            f"{run} exists and is not empty: name another folder with --out, or continue that run with --resume {run}"
+        )
+    return run
+
+
+def _numbered(folder: Path) -> Path:
+    """Make `folder`, or the first of folder-2, folder-3, ... that is not there yet."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    name, number = folder, 1
+    while True:
+        with suppress(FileExistsError):
+            name.mkdir()
+            return name
+        number += 1
+        name = folder.with_name(f"{folder.name}-{number}")
 
 # %% ../../nbs/52_runs.ipynb #e2e4008a
 def begin_run(

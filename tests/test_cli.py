@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -181,3 +181,15 @@ def test_debug_shows_the_traceback(monkeypatch):
 def test_config_on_disk_is_the_config_that_ran(run):
     values = json.loads((run[0] / "config.json").read_text())
     assert values["world_ids"] == 24 and values["recipe"] == "tiny"
+
+
+def test_a_strangers_run_does_not_choose_where_files_go(tmp_path):
+    from affscl.training.cli import EvalArguments, eval_config
+    from affscl.training.runs import write_config
+
+    there = str(tmp_path / "there")
+    write_config(tmp_path / "run", replace(RECIPES["tiny"], cache=there, data=there))
+    config = eval_config(EvalArguments(str(tmp_path / "run")))
+    assert config.cache is None and config.data is None
+    config = eval_config(EvalArguments(str(tmp_path / "run"), cache=str(tmp_path), data=str(tmp_path)))
+    assert config.cache == config.data == str(tmp_path)

@@ -215,9 +215,7 @@ def test_another_projects_neck_and_classifier_are_told(theirs, tmp_path):
     state = {f"base.{key}": value for key, value in theirs.items() if "layer4.0" not in key}
     state |= {"bottleneck.weight": torch.ones(9), "classifier.weight": torch.ones(9, 5), "neck.weight": torch.ones(3)}
     torch.save({"state_dict": state}, tmp_path / "a.pth.tar")
-    with pytest.warns(
-        UserWarning, match="missing .*layer4.0.*3 unexpected .bottleneck.weight, cl.*, neck"
-    ):
+    with pytest.warns(UserWarning, match="missing .*layer4.0.*3 unexpected .bottleneck.weight, cl.*, neck"):
         loaded = small(weights=str(tmp_path / "a.pth.tar")).loaded
     assert loaded.unexpected == ["bottleneck.weight", "classifier.weight", "neck.weight"]
 

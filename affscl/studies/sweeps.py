@@ -122,11 +122,12 @@ def finish_run(
 ) -> list[dict]:  # its metrics, an epoch each
     """Train one run of a study, or what is left of it. Raises ValueError if another run lies in `folder`."""
     folder = Path(folder)
-    resumable = (folder / "config.json").exists()  # a run, though perhaps interrupted before its first state
+    names = ("resume.safetensors", "resume.previous.safetensors", "source/resume.safetensors")
+    resumable = any((folder / name).exists() for name in names)
     if resumable and load_config(folder) != run.config:
         raise ValueError(f"{folder} holds a run with other settings: move it away")
     if not resumable and folder.exists():
-        shutil.rmtree(folder)  # interrupted before it had settings
+        shutil.rmtree(folder)  # interrupted before its first state
     with nullcontext() if verbose else redirect_stdout(StringIO()):
         history = train(run.config, **{"resume" if resumable else "out": folder}).history
     if not keep:

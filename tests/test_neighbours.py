@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affscl.labels import neighbours
 from affscl.labels.jaccard import jaccard_distance
 from affscl.labels.neighbours import SEARCHES, find_search, nearest, nearest_faiss, unit_rows
 
@@ -71,6 +72,37 @@ def test_faiss_with_few_cells(probes):
     found = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(lists.tolist(), true[0].tolist())])
     assert found > {1: 0.6, 2: 0.8, 8: 0.97}[probes]
     assert found < 1 or probes == 8  # or this would test nothing
+
+
+@pytest.mark.parametrize("compared", [10**6, 1500], ids=["all codes", "codes in cells"])
+@pytest.mark.parametrize("d", [7, 130, 520])
+def test_short_codes_find_nearly_all(monkeypatch, d, compared):
+    """Odd lengths, lengths beyond what a code holds, and more crops than each is compared with."""
+    monkeypatch.setattr(neighbours, "CODED", 1000)
+    monkeypatch.setattr(neighbours, "COMPARED", compared)
+    x = unit(3000, d, people=150, noise=0.4)
+    true, (lists, similarities) = nearest(x, 20), nearest_faiss(x, 20)
+    np.testing.assert_array_equal(lists[:, 0], np.arange(3000))
+    assert lists.dtype == np.int32 and lists.min() >= 0 and all(len(set(row)) == 20 for row in lists.tolist())
+    own = (x[:50, None] * x[lists[:50]]).sum(2).numpy()
+    np.testing.assert_allclose(similarities[:50], own, atol=1e-5)  # exact, whatever the codes say
+    found = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(lists.tolist(), true[0].tolist())])
+    assert found > (0.95 if compared == 10**6 else 0.85)
+    again = nearest_faiss(x, 20)
+    assert lists.tobytes() == again[0].tobytes() and similarities.tobytes() == again[1].tobytes()
+
+
+def test_few_crops_are_compared_exactly_unless_cells_are_asked_for():
+    x = unit(500, 16, people=60, noise=0.5)
+    for ours, exact in zip(nearest_faiss(x, 20), nearest(x, 20)):
+        np.testing.assert_array_equal(ours, exact)
+    assert (nearest_faiss(x, 20, probes=1)[0] != nearest(x, 20)[0]).any()
+
+
+def test_identical_crops_head_their_own_lists_in_codes(monkeypatch):
+    monkeypatch.setattr(neighbours, "CODED", 1000)
+    lists, _ = nearest_faiss(unit(30, 16)[torch.arange(1200) // 40], 20)
+    np.testing.assert_array_equal(lists[:, 0], np.arange(1200))
 
 
 def test_faiss_gives_the_same_bits_twice():

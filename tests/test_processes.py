@@ -12,10 +12,19 @@ import pytest
 import torch
 
 from affscl.data.synthetic import make_dataset
+from affscl.training import processes
 from affscl.training.config import RECIPES
 from affscl.training.loop import train
-from affscl.training.processes import device_name, from_main, make_accelerator, seed_epoch, stop_when_asked
-from affscl.training.runs import read_history
+from affscl.training.processes import (
+    choose_precision,
+    device_name,
+    from_main,
+    make_accelerator,
+    seed_epoch,
+    step_seconds,
+    stop_when_asked,
+)
+from affscl.training.runs import load_config, read_history
 
 TINY = replace(RECIPES["tiny"], device="cpu")
 
@@ -147,3 +156,75 @@ def test_two_processes_agree_with_one(tmp_path):
     two = read_history(tmp_path / "two")[1]
     assert two["clusters"] == one["clusters"]
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+class TestPrecision:
+    """`auto`: bf16 where the hardware multiplies it itself and this network's step is faster; otherwise float32."""
+
+    LITTLE = dict(epochs=1, iterations=1, world_ids=24, world_cams=3, p=3, k=2, height=32, width=16, pad=1)
+    AUTO = replace(TINY, precision="auto", **LITTLE)
+
+    @pytest.fixture
+    def hardware(self, monkeypatch):
+        """Pretend hardware: whether it is made for bf16, and the seconds of a step in float32 and in bf16."""
+
+        def pretend(native, single=1.0, half=0.5):
+            probed = []
+            monkeypatch.setattr(processes, "multiplies_bf16", lambda device: native)
+            monkeypatch.setattr(processes, "step_seconds", lambda *a: probed.append(a) or (single, half))
+            return probed
+
+        return pretend
+
+    @pytest.mark.parametrize(
+        "native, single, half, chosen, probes",
+        [(True, 1, 0.5, "bf16", 1), (True, 1, 1.2, "no", 1), (True, 1, 0.99, "no", 1), (False, 1, 0.1, "no", 0)],
+    )
+    def test_both_questions_decide(self, hardware, native, single, half, chosen, probes):
+        probed = hardware(native, single, half)
+        precision, why = choose_precision(self.AUTO, torch.device("cpu"))
+        assert precision == chosen and len(probed) == probes
+        assert ("bf16," if chosen == "bf16" else "float32,") in why
+
+    @pytest.mark.parametrize("set_by_user", ["no", "bf16", "fp16"])
+    def test_a_choice_of_the_user_stays(self, hardware, set_by_user):
+        probed = hardware(True)
+        assert choose_precision(replace(self.AUTO, precision=set_by_user), torch.device("cpu")) == (set_by_user, "")
+        assert not probed
+
+    def test_the_probe_times_both_and_draws_nothing_from_the_run(self):
+        before = torch.random.get_rng_state()
+        seconds = step_seconds(self.AUTO, torch.device("cpu"), budget=0)
+        assert min(seconds) > 0 and torch.equal(before, torch.random.get_rng_state())
+
+    def test_a_run_says_keeps_and_goes_on_with_its_choice(self, hardware, tmp_path, capsys, monkeypatch):
+        hardware(True, 1, 0.5)
+        types = []
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", spying(types, torch.nn.Conv2d.forward))
+        train(self.AUTO, tmp_path / "run")
+        assert "precision auto: bf16" in capsys.readouterr().out
+        assert read_history(tmp_path / "run")[0]["precision"] == "bf16" and set(types) == {torch.bfloat16}
+        assert load_config(tmp_path / "run").precision == "auto"  # what was asked for
+        probed = hardware(False)  # the run was moved to another machine
+        types.clear()
+        train(replace(self.AUTO, epochs=2), resume=tmp_path / "run")
+        assert not probed and set(types) == {torch.bfloat16}
+
+    def test_where_bf16_is_imitated_auto_is_float32_to_the_bit(self, hardware, tmp_path):
+        hardware(False)
+        runs = [
+            train(replace(self.AUTO, precision=kind), tmp_path / kind).model.state_dict() for kind in ("auto", "no")
+        ]
+        assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def spying(types, forward):
+    """A convolution that notes the type of what it gives while training."""
+
+    def convolution(self, x):
+        y = forward(self, x)
+        if self.training:
+            types.append(y.dtype)
+        return y
+
+    return convolution

@@ -56,7 +56,7 @@ class TrainingOptions:
     labels: str = "clusters"  # who labels: clusters (no pid is ever read) or truth (an upper bound)
     seed: int = 1  # of weights, sampling and augmentation
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "no"  # no (float32), bf16, fp16: of the network; clusters, memories and losses are float32
+    precision: str = "no"  # no (float32), bf16, fp16, auto (bf16 if faster): of the network; all else is float32
     extract_batch: int = 128  # crops in a forward pass without gradient
     eval_every: int = 1  # epochs between two evaluations; the last epoch always has one
 
@@ -179,7 +179,7 @@ def supervised_problems(
 _CHOICES = {
     "labels": ("clusters", "truth"),
     "device": ("auto", "cpu", "cuda", "mps"),
-    "precision": ("no", "bf16", "fp16"),
+    "precision": ("no", "bf16", "fp16", "auto"),
 }
 
 

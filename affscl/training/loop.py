@@ -48,6 +48,7 @@ from affscl.training.processes import (
     make_accelerator,
     seed_epoch,
     set_parameters,
+    settled_precision,
     share_gradients,
     stop_when_asked,
     synchronised,
@@ -283,8 +284,12 @@ def started(
     """The parts of a new run, and its history: the score before training."""
     if not weights:
         warn_without_weights(config)
-    job = prepare(config, weights)
-    return job, [finish_epoch({"epoch": 0, "seconds": {}}, job, config, run, [])]
+    precision, why = settled_precision(config)
+    job = prepare(replace(config, precision=precision), weights)
+    if why:
+        job.accelerator.print(why)
+    choice = {"precision": precision} if why else {}
+    return job, [finish_epoch({"epoch": 0, "seconds": {}} | choice, job, config, run, [])]
 
 
 def continued(
@@ -293,7 +298,8 @@ def continued(
     state: State,  # of `state_to_continue`
 ) -> tuple[Job, list[dict]]:
     """The parts of a run, filled with a state, and its history up to it. ValueError: other crops than then."""
-    job, before = prepare(config), state.about["made"]
+    choice = state.about["history"][0].get("precision") or settled_precision(config)[0]
+    job, before = prepare(replace(config, precision=choice)), state.about["made"]
     now = job.record(config)
     for part in data_changed(before["data"], now["data"]):
         if "train" in part:

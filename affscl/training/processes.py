@@ -185,9 +185,8 @@ def step_seconds(
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)} | {"weights": None}
     count = min(config.p * config.k, 128 if device.type == "cuda" else 16)
     with torch.random.fork_rng(devices=[]):
-        network = AFF(**options | {"camera_norm": False, "bn_chunk": None}).to(
-            device, memory_format=torch.channels_last
-        )
+        network = AFF(**options | {"camera_norm": False, "bn_chunk": None}).to(device)
+        network = network.to(memory_format=torch.channels_last)
         images = torch.randn(count, 3, config.height, config.width).to(device)
     laps: list[list[float]] = []
     start = time.perf_counter()

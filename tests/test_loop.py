@@ -359,7 +359,8 @@ class TestFoldersOfCrops:
         config = replace(SHORT, dataset="folder", data=str(folder), iterations=2)
         result = train(config, tmp_path / "run")
         said = capsys.readouterr().out
-        assert "Evaluation is left out" in said and "No evaluation" in said
+        assert "Evaluation is left out" in said and "No evaluation" in said and "silhouette" in said
+        assert 0 < result.history[-1]["largest_share"] <= 1 and -1 <= result.history[-1]["silhouette"] <= 1
         assert "mAP" not in result.history[-1] and result.history[-1]["ari"] is None
         assert np.isfinite(result.history[-1]["loss"])
 

@@ -16,6 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+# %% ../../nbs/54_progress.ipynb #318978fc
+from ..labels.signs import verdict
+
 # %% ../../nbs/54_progress.ipynb #1fb02884
 from ..data.datasets import Sample
 from ..data.domains import TARGET
@@ -139,7 +142,7 @@ def results_table(
     """Scores in percent: at the start, in the best epoch (chosen by test mAP, hence flattering), in the last."""
     scored = [row for row in history if row.get("mAP") is not None]
     if not scored:
-        return "No evaluation: the dataset has no query and gallery with pids."
+        return verdict(history)
     best, last = max(scored, key=lambda row: row["mAP"]), scored[-1]
     lines = [f"{'':16}{'mAP':>8}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>8}"]
     named = {"start": scored[0], f"best, epoch {best['epoch']}": best, f"last, epoch {last['epoch']}": last}

@@ -24,8 +24,10 @@ from tqdm.auto import tqdm
 # %% ../../nbs/55_loop.ipynb #82b4032e
 from ..criteria.contrast import Criterion
 from ..criteria.factory import lasting_criterion, make_criterion
+from ..data.domains import TARGET
 from ..data.store import ImageStore
 from ..labels.labellers import chosen_settings, is_joint, make_labeller
+from ..labels.signs import cluster_signs
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions
 from ..model.weights import write_tensors
@@ -88,7 +90,11 @@ def train_epoch(
     features = epoch_features(job, config)
     clock.lap("extract")
     labels, chosen = from_main(job.accelerator, lambda: (job.labeller(features, epoch), chosen_settings(job.labeller)))
-    quality = report(labels, crops, replace(config, **chosen)) | chosen
+    used = replace(config, **chosen)
+    quality = report(labels, crops, used) | chosen
+    if not job.query and config.labels == "clusters" and len(features) and isinstance(used.k1, int):  # chapter 26
+        own = [i for i, crop in enumerate(crops) if crop.domain == TARGET] or list(range(len(crops)))
+        quality |= cluster_signs(features[own], np.asarray(labels)[own], used.k1, used.k2)
     clock.lap("label")
     cameras = [crop.camid for crop in crops]
     criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras)

@@ -24,6 +24,7 @@ class TestStudies:
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+            "cameras": {"criterion", "hard_weight", "mean_weight", "balance", "camera_map", "crossing", *BEST},
             "table4": {"criterion", "hard_weight", "mean_weight", "balance"},
             "table5": {"criterion", "hard_weight", "mean_weight"},
             "table6": {"k"},

@@ -135,6 +135,15 @@ class TestMarketLayout:
         data = load_dataset("cuhk03", tmp_path / given_root)
         assert data.root == tmp_path / lies_in and ids(data.gallery) == [("0003_c2_6.png", 3, 2)]
 
+    @pytest.mark.parametrize(
+        "given_root, lies_in",
+        [("", "cuhk03np"), ("cuhk03np", "cuhk03np"), ("", "cuhk03-np/detected"), ("cuhk03-np", "cuhk03-np/labeled")],
+    )
+    def test_cuhk03np_from_every_root(self, tmp_path, given_root, lies_in):
+        tree(tmp_path / lies_in, MARKET)
+        data = load_dataset("cuhk03np", tmp_path / given_root)
+        assert data.name == "cuhk03np" and data.root == tmp_path / lies_in and data.train
+
     def test_cuhk03_takes_the_detectors_boxes_if_both_are_there(self, tmp_path):
         for kind in ("labeled", "detected"):
             tree(tmp_path / "cuhk03-np" / kind, MARKET)
@@ -227,7 +236,7 @@ class TestWrongRoot:
         with pytest.raises(ValueError) as error:
             load_dataset(typed, "anywhere")
         assert f"Did you mean {meant!r}" in str(error.value)
-        assert "market1501, dukemtmc, msmt17, cuhk03, folder" in str(error.value)
+        assert "market1501, dukemtmc, msmt17, cuhk03, cuhk03np, folder" in str(error.value)
 
     def test_name_without_resemblance(self):
         with pytest.raises(ValueError, match="unknown dataset 'zzz'. The datasets are"):

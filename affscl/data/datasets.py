@@ -258,7 +258,7 @@ def folder_samples(
 # %% ../../nbs/01_datasets.ipynb #5ea19ad5
 # Where a dataset may lie, seen from the root; "" is the root itself.
 PLACES = {"market1501": ["", "Market-1501-v15.09.15"], "dukemtmc": ["", "DukeMTMC-reID"], "msmt17": ["", "MSMT17_V1"]}
-PLACES |= {"cuhk03": ["", "detected", "labeled", "cuhk03-np/detected", "cuhk03-np/labeled"]}
+PLACES |= {n: ["", n, "detected", "labeled", "cuhk03-np/detected", "cuhk03-np/labeled"] for n in ("cuhk03", "cuhk03np")}
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 MSMT_LISTS = {"train": ["train", "list_train.txt", "list_val.txt"]}  # split to its folder and lists
 MSMT_LISTS |= {"query": ["test", "list_query.txt"], "gallery": ["test", "list_gallery.txt"]}
@@ -298,7 +298,7 @@ class DataOptions:
     """Which dataset, and where."""
 
     data: str | None = None  # folder of the dataset, or its parent; None: environment variable AFFSCL_DATA
-    dataset: str = "market1501"  # market1501, dukemtmc, msmt17, cuhk03, folder; in training also synthetic
+    dataset: str = "market1501"  # market1501, dukemtmc, msmt17, cuhk03, cuhk03np, folder; in training also synthetic
     pattern: str | None = None  # for dataset "folder": regular expression with groups (?P<pid>...) and (?P<camid>...)
 
 
@@ -371,7 +371,7 @@ def settle(splits: dict[str, list[Sample]], name: str, own: Path) -> None:
 
 # %% ../../nbs/01_datasets.ipynb #83eed3ea
 def load_dataset(
-    name: str,  # market1501, dukemtmc, msmt17, cuhk03, folder
+    name: str,  # market1501, dukemtmc, msmt17, cuhk03, cuhk03np, folder
     root: str | Path | None = None,  # the dataset's own folder or its parent; None: environment AFFSCL_DATA
     pattern: str | None = None,  # for "folder" only: regular expression with named groups pid and camid
 ) -> Dataset:  # pids and camids as the names have them

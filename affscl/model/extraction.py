@@ -27,7 +27,7 @@ from ..data.augmentation import normalise
 from ..data.datasets import Sample
 from ..data.store import ImageStore, report_unreadable, try_crop
 from .network import AFF
-from .norms import CameraNorm
+from .norms import CameraMap, CameraNorm
 
 # %% ../../nbs/15_extraction.ipynb #94afa664
 IN_MEMORY = 2**28  # bytes of decoded crops; more go to a store on disk
@@ -98,40 +98,52 @@ def origins(
 ) -> tuple[Tensor | None, Tensor]:  # (n,) each
     """Domain of each crop (None in a network that has one only, which need not ask) and its camera, -1 if unknown.
 
-    In a network with a neck for each camera the camera is the network's own number for it, found by its name.
+    In a network with a neck or a map for each camera, it is the network's own number for the camera, found by its name.
     """
     domains = torch.tensor([sample.domain for sample in samples]) if model.groups.domains > 1 else None
-    if isinstance(model.neck, CameraNorm):
-        return domains, model.neck.known_as([(sample.camid, sample.camera) for sample in samples])
+    knowing = model.neck if isinstance(model.neck, CameraNorm) else model.camera_map
+    if knowing is not None:
+        return domains, knowing.known_as([(sample.camid, sample.camera) for sample in samples])
     return domains, torch.tensor([-1 if sample.camid is None else sample.camid for sample in samples])
 
-
+# %% ../../nbs/15_extraction.ipynb #be75844b
 def tell_unseen(
     model: AFF,
     samples: Sequence[Sample],  # crops that are extracted
 ) -> None:
-    """Warn, once a network and camera, of crops whose cameras have no statistics of their own in a camera neck."""
-    if not isinstance(model.neck, CameraNorm):
-        return
-    seen = set(model.neck.camids[model.neck.observed()].tolist())
-    cameras = model.neck.known_as([(sample.camid, sample.camera) for sample in samples]).tolist()
+    """Warn, once a network and camera, of crops of cameras that its camera neck or its camera map does not know."""
+    if isinstance(model.neck, CameraNorm):
+        seen = model.neck.camids[model.neck.observed()].tolist()
+        _tell(model.neck, seen, samples, "they are normalised by what its cameras share")
+    if model.camera_map is not None:
+        _tell(model.camera_map, model.camera_map.camids.tolist(), samples, "no camera map is theirs, and they stay raw")
+
+
+def _tell(
+    layer: CameraNorm | CameraMap,
+    seen: Sequence[int],  # the cameras that it knows
+    samples: Sequence[Sample],  # crops that are extracted
+    how: str,  # what becomes of the crops of others
+) -> None:
+    """Warn of crops of cameras that are not in `seen`, each camera once."""
+    cameras = layer.known_as([(sample.camid, sample.camera) for sample in samples]).tolist()
     unseen = Counter(
         "unknown" if sample.camid is None else sample.camera or f"number {sample.camid}"
         for sample, camera in zip(samples, cameras, strict=True)
-        if camera not in seen
+        if camera not in set(seen)
     )
-    told = model.neck.told
+    told = layer.told
     if seen and unseen.keys() - told:
         names = sorted(unseen.keys() - told)
         told.update(names)
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         warnings.warn(
             f"{sum(unseen[name] for name in names):,} of {len(samples):,} crops come from cameras that this network has"
-            f" not seen in training ({', '.join(names[:5])}{more}): they are normalised by what its cameras share",
-            stacklevel=3,
+            f" not seen in training ({', '.join(names[:5])}{more}): {how}",
+            stacklevel=4,
         )
 
-
+# %% ../../nbs/15_extraction.ipynb #1f4248cc
 def _origins(
     crops: ImageStore | Tensor,  # n crops
     samples: Sequence[Sample] | None,  # n, if the crops have some
@@ -146,7 +158,10 @@ def _origins(
     domain = own[0] if domain is None else domain
     camids = own[1] if camids is None else camids
     domains = torch.as_tensor(0 if domain is None else domain).expand(len(crops))
-    return domains, torch.as_tensor(camids) if camids is not None and model.options.camera_norm else None
+    if camids is None and model.camera_map is not None:
+        tell_unseen(model, [Sample("")] * len(crops))
+    asks = model.options.camera_norm or model.camera_map is not None
+    return domains, torch.as_tensor(camids) if camids is not None and asks else None
 
 # %% ../../nbs/15_extraction.ipynb #2c240b27
 @contextmanager
@@ -173,6 +188,17 @@ def _unit_rows(
     return F.normalize(output.neck + model(images.flip(3), domain, camids).neck)
 
 # %% ../../nbs/15_extraction.ipynb #c5e4c5ec
+def _mapped(
+    model: AFF,
+    features: Tensor,  # (m, d) unit rows, on the CPU
+    camids: Tensor | None,  # (m,) cameras; None: all unknown
+) -> Tensor:  # (m, d) unit rows, on the CPU
+    """The features through the network's camera map, if it has one."""
+    if model.camera_map is None or camids is None:
+        return features
+    return model.camera_map(features.to(model.camera_map.mean.device), camids).cpu()
+
+# %% ../../nbs/15_extraction.ipynb #e91d9a1e
 def extract(
     model: AFF,
     # a store; samples, paths, Pillow's images, arrays (h, w, 3), one or many; (n, 3, h, w): uint8, or float, normalised
@@ -180,7 +206,8 @@ def extract(
     batch_size: int = 128,  # crops at a time
     progress: bool = False,  # show a bar
     domain: int | None = None,  # whose BatchNorm statistics are used; None: each sample's own, 0 for a tensor
-    camids: Tensor | None = None,  # (n,) cameras, for camera_norm; None: each sample's own, unknown for a tensor
+    camids: Tensor
+    | None = None,  # (n,) cameras, for camera_norm or a camera map; None: each sample's own, unknown for a tensor
     rows: Sequence[int] | np.ndarray | Tensor | None = None,  # (m,) indices of the crops to take; None: all
 ) -> Tensor:  # (m, d) float32, on the CPU, unit rows
     """Features of `data`, in the order of `rows`, from the network in eval mode; leaves everything as it was."""
@@ -206,4 +233,4 @@ def extract(
     finally:
         for module, mode in modes:
             module.training = mode
-    return torch.cat(out)
+    return _mapped(model, torch.cat(out), None if camids is None else camids[rows])

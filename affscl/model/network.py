@@ -22,7 +22,7 @@ from torch import Tensor, nn
 # %% ../../nbs/14_network.ipynb #2922b9db
 from .attention import CAM, CASAM, FUSIONS, SplitAttention
 from .backbones import BACKBONES, make_backbone
-from .norms import CameraNorm, Groups, group_norms
+from .norms import CameraNorm, Groups, MapHolder, group_norms
 from .weights import load_weights, read_tensors
 
 # %% ../../nbs/14_network.ipynb #d40ba31d
@@ -184,7 +184,7 @@ def _checked(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/14_network.ipynb #f5749b1c
-class AFF(nn.Module):
+class AFF(MapHolder):
     """The attention-guided fine-grained feature network (sections 3.1 and 3.3)."""
 
     def __init__(

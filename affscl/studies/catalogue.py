@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'STUDIES', 'Setting', 'Study', 'loss_fields', 'table4', 'table5', 'table6', 'figure4', 'table3', 'table7',
-           'peers', 'steps_to_best']
+           'across_cameras', 'peers', 'steps_to_best']
 
 # %% ../../nbs/71_catalogue.ipynb #2ff40ed2
 from collections.abc import Callable
@@ -129,6 +129,22 @@ def table7(
         for parts, (name, *scores) in paper.items()
     ]
 
+# %% ../../nbs/71_catalogue.ipynb #8575ba9e
+def across_cameras(
+    config: Config,  # any; the settings are the same
+) -> list[Setting]:
+    """The recipe `best` with a camera map, with crossing, with both and without; other criteria with both."""
+    switched = {name: dict(zip(("camera_map", "crossing"), on)) for name, on in _SWITCHES.items()}
+    fixed = loss_fields() | BEST | {"k1": 10}  # the lists that chapter 62's `best` was measured with
+    settings = [Setting(f"best, {name}", fixed | fields) for name, fields in switched.items()]
+    rivals = {"AFF_SCL": "symmetric", "Cluster Contrast": "cluster_contrast", "HHCL": "hhcl"}
+    return settings + [
+        Setting(f"{name}, both", loss_fields(rival) | switched["both"]) for name, rival in rivals.items()
+    ]
+
+
+_SWITCHES = {"neither": (False, False), "crossing": (False, True), "map": (True, False), "both": (True, True)}
+
 # %% ../../nbs/71_catalogue.ipynb #aa4033ce
 def peers(
     config: Config,  # any; the settings are the same
@@ -207,6 +223,12 @@ STUDIES |= {
         steps_to_best,
         "step",
         note="Each line keeps the changes of the lines above it; the last is `best`.",
+    ),
+    "cameras": Study(
+        "what do a camera map and crossing bring, alone, together, and under other criteria?",
+        across_cameras,
+        "setting",
+        note="`map` is `camera_map`, `crossing` is `crossing`, `both` is both of them; all else is the same.",
     ),
     "field": Study(
         "how do the criteria of the field compare, on equal work?",

@@ -55,7 +55,7 @@ def plan(
     ]
 
 # %% ../../nbs/72_sweeps.ipynb #04ab1e9c
-SCORES = ("mAP", "rank1", "mixed_mAP", "mixed_rank1")
+SCORES = ("mAP", "rank1", "mixed_mAP", "mixed_rank1", "unmapped_mAP", "unmapped_mixed_mAP")
 CLUSTERS = ("clusters", "outlier_share", "multi_camera_share", "ari")
 COLUMNS = ("setting", "seed", *SCORES, "best_mAP", "best_rank1", "best_epoch", *CLUSTERS, "seconds")
 

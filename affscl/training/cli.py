@@ -135,7 +135,7 @@ class EvalArguments:
     """Which run to score, and on what; what is left out is taken from the run."""
 
     run: tyro.conf.Positional[str]  # a run's folder
-    dataset: str | None = None  # another dataset: market1501, dukemtmc, msmt17, cuhk03, folder, synthetic
+    dataset: str | None = None  # another dataset: market1501, dukemtmc, msmt17, cuhk03, cuhk03np, folder, synthetic
     data: str | None = None  # its root; by default the run's, or AFFSCL_DATA
     pattern: str | None = None  # for dataset folder: a regular expression with groups pid and camid
     world_seed: int | None = None  # for dataset synthetic

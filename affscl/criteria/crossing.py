@@ -7,10 +7,11 @@ __all__ = ['ENOUGH', 'other_cameras', 'neck_weight', 'crossed', 'batch_losses', 
 
 # %% ../../nbs/34_crossing.ipynb #fcadb132
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../../nbs/34_crossing.ipynb #7ce340a0
 from .contrast import Criterion
@@ -32,7 +33,7 @@ def other_cameras(
 
 # %% ../../nbs/34_crossing.ipynb #1e47eb84
 def neck_weight(
-    neck: nn.Module,  # the network's
+    neck: Any,  # the network's: a module with a weight and an eps
     domains: Tensor | int,  # (b,) or one for all
 ) -> Tensor:  # (b, d) or (d,)
     """The weight that a crop of each domain meets in the neck."""
@@ -43,7 +44,7 @@ def neck_weight(
 def crossed(
     output: Output,  # each (b, d)
     origins: tuple[Tensor | int, Tensor],  # domains, (b,) or one for all; cameras (b,), negative: unknown
-    neck: nn.Module,  # the network's
+    neck: Any,  # the network's: a module with a weight and an eps
 ) -> Output:  # each (b, d); a crop that has nobody to borrow from is as it was
     """The batch, each crop in the statistics of another camera (Equation 1)."""
     pooled, (domains, camids) = output.pooled, origins
@@ -61,7 +62,7 @@ def batch_losses(
     output: Output,  # of the network, each (b, d)
     targets: Tensor,  # (b,) cluster of each crop
     origins: tuple[Tensor | int, Tensor],  # domains, (b,) or one for all; cameras (b,), negative: unknown
-    neck: nn.Module | None,  # the network's; None: no crossing
+    neck: Any,  # the network's; None: no crossing
 ) -> dict[str, Tensor]:  # scalars whose sum is the loss
     """What `criterion` says of the batch; with a neck, half of that, and half of what it says of the crossed batch."""
     own = criterion(output, targets)

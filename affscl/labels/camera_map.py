@@ -108,7 +108,7 @@ def fit_camera_map(
         y[rows].T @ y[rows] / len(rows)
         for rows in (torch.from_numpy(cameras == c).nonzero()[:, 0] for c in range(len(known)))
     ]
-    common = torch.stack([spread[c] for c in np.flatnonzero(many)]).mean(0) if many.any() else None
+    common = sum((spread[c] for c in np.flatnonzero(many)), torch.zeros(d, d)) / max(1, int(many.sum()))
     matrices = []
     for c, own in enumerate(spread):
         share = shrink(d, int(counts[c]))

@@ -275,8 +275,11 @@ class MapHolder(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         """Take the camera map of `state`, which may know other cameras; none if it has none."""
-        found = [state.get(f"{prefix}camera_map.{name}") for name in ("camids", "mean", "matrix")]
-        self.camera_map = None if found[0] is None else CameraMap(*(torch.empty_like(part) for part in found))
+        camids, mean, matrix = (state.get(f"{prefix}camera_map.{name}") for name in ("camids", "mean", "matrix"))
+        if camids is None or mean is None or matrix is None:
+            self.camera_map = None
+        else:
+            self.camera_map = CameraMap(torch.empty_like(camids), torch.empty_like(mean), torch.empty_like(matrix))
         super()._load_from_state_dict(state, prefix, *others)
 
 # %% ../../nbs/13_norms.ipynb #deb497aa

@@ -219,7 +219,7 @@ def load_weights(
         weights,
         [name for name in wanted if name in state],
         [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")],
-        [name for name in state if name not in wanted],
+        [name for name in state if name not in wanted and not name.startswith("camera_map.")],
     )
     if not any(name.startswith("backbone.") for name in loaded.matched):
         raise ValueError(f"nothing in {weights} fits {backbone}: it holds {_some(held)}")

@@ -14,8 +14,10 @@ from typing import Any
 
 # %% ../../nbs/50_config.ipynb #b9b67604
 from ..criteria.classifier import centre_problems
+from ..criteria.crossing import CrossingOptions
 from ..criteria.factory import LossOptions, centre_use_problems, loss_problems
 from ..data.datasets import NAMES, DataOptions
+from ..labels.camera_map import CameraMapOptions
 from ..labels.clustering import AUTO, ClusterOptions, cluster_problems
 from ..model.network import NetworkOptions, network_problems
 
@@ -93,7 +95,9 @@ class Config(
     AdaptationOptions,
     SupervisedOptions,
     LossOptions,
+    CrossingOptions,
     ClusterOptions,
+    CameraMapOptions,
     NetworkOptions,
     BatchOptions,
     DataOptions,
@@ -204,6 +208,11 @@ def training_problems(
         problems.append(
             f"source={config.source!r} and labels='truth': with a source, the target's labels are never read;"
             " leave labels at 'clusters'"
+        )
+    if config.camera_map and config.source and config.adapt == "source":
+        problems.append(
+            "camera_map=True and adapt='source': the source alone tells nothing of the target's cameras, which the map"
+            " would be used on; leave camera_map at False, or choose another adapt"
         )
     return problems
 

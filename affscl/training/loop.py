@@ -23,15 +23,17 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/55_loop.ipynb #82b4032e
 from ..criteria.contrast import Criterion
+from ..criteria.crossing import batch_losses
 from ..criteria.factory import lasting_criterion, make_criterion
 from ..data.domains import TARGET
 from ..data.store import ImageStore
+from ..labels.camera_map import MappedLabeller, make_mapped
 from ..labels.labellers import chosen_settings, is_joint, make_labeller
 from ..labels.signs import cluster_signs
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions
 from ..model.weights import write_tensors
-from ..scores.benchmark import can_score, score_features
+from ..scores.benchmark import can_score, logged_scores
 from .config import Config
 from affscl.training.loading import (
     data_changed,
@@ -87,7 +89,7 @@ def train_epoch(
 ) -> dict:  # the epoch's metrics, without the evaluation
     """One epoch of the method (paper, Figure 2): extract, label, build the criterion, train."""
     rng, clock, crops = seed_epoch(config.seed, epoch), Clock(), job.train.samples
-    features = epoch_features(job, config)
+    features = epoch_features(job, config, epoch - 1)
     clock.lap("extract")
     labels, chosen = from_main(job.accelerator, lambda: (job.labeller(features, epoch), chosen_settings(job.labeller)))
     used = replace(config, **chosen)
@@ -100,12 +102,13 @@ def train_epoch(
     criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras)
     set_parameters(job.optimizer, criterion, config, epoch)
     sums: dict[str, Tensor] = {}
+    neck = job.network.neck if config.crossing else None
     watch = Watch(job.accelerator, config, epoch)
     job.model.train()
     for inputs, targets in epoch_batches(job, config, epoch, labels, rng):
         output = job.model(*inputs)
-        losses = criterion(output, targets)  # reads the old memory rows
-        watch.see(sum(losses.values()), output.pooled)  # raises if a number is none
+        losses = batch_losses(criterion, output, targets, inputs[1:], neck)  # reads the old memory rows
+        watch.see(torch.stack([*losses.values()]).sum(), output.pooled)  # raises if a number is none
         job.optimizer.zero_grad()
         job.accelerator.backward(sum(losses.values()))
         share_gradients(job.accelerator, criterion)
@@ -123,14 +126,19 @@ def train_epoch(
 # %% ../../nbs/55_loop.ipynb #2cd3890f
 def epoch_features(
     job: "Job",  # the parts of the run
-    config: Config,  # reads extract_batch
+    config: Config,  # reads extract_batch and camera_map
+    done: int,  # finished epochs
 ) -> Tensor:  # (n, d) unit rows on the CPU; (0,) where nobody needs them
-    """Features of all training crops, as the network is now."""
-    if job.criterion:
+    """Features of all training crops, as the network is after `done` epochs, without its camera map."""
+    job.network.camera_map = None
+    if job.criterion and not config.camera_map:
         return torch.empty(0)
-    features = extract_shared(job.accelerator, job.network, job.train, config.extract_batch)
-    require_numbers("before this epoch", {"the features": features})
-    return features
+    if done not in job.features:
+        job.features.clear()
+        features = extract_shared(job.accelerator, job.network, job.train, config.extract_batch)
+        require_numbers("before this epoch", {"the features": features})
+        job.features[done] = features
+    return job.features[done]
 
 
 def epoch_batches(
@@ -221,7 +229,7 @@ def pretrain(
     folder = run / "source"
     begun = from_main(make_accelerator(config), lambda: (folder / "config.json").exists())  # before anybody makes it
     try:
-        train(replace(config, adapt="source"), **{"resume" if begun else "out": folder})
+        train(replace(config, adapt="source", camera_map=False), **{"resume" if begun else "out": folder})
     except KeyboardInterrupt:
         if PartialState().is_main_process:
             print(f"That was the source; the whole run goes on with: affscl-train --resume {run}", flush=True)
@@ -239,6 +247,7 @@ class Job(NamedTuple):
     query: ImageStore | None  # None: evaluation is left out
     gallery: ImageStore | None
     labeller: Callable[[Tensor, int], np.ndarray]  # (features, epoch) -> labels
+    features: dict[int, Tensor]  # of the training crops after so many epochs, where they were extracted already
     criterion: Criterion | None  # one that outlives its epoch; None: each epoch has its own
 
     @property
@@ -278,8 +287,8 @@ def prepare(
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    labeller = make_labeller(config, data.train)
-    return Job(accelerator, model, optimizer, train, query, gallery, labeller, criterion)
+    labeller = make_mapped(make_labeller(config, data.train), config, data.train)
+    return Job(accelerator, model, optimizer, train, query, gallery, labeller, {}, criterion)
 
 # %% ../../nbs/55_loop.ipynb #478b2587
 def started(
@@ -334,8 +343,8 @@ def finish_epoch(
 ) -> dict:  # the metrics with the scores, as they are written
     """Evaluate if it is time to; write metrics, weights and state."""
     epoch, clock = metrics["epoch"], Clock()
-    if job.query and job.gallery and (epoch % config.eval_every == 0 or epoch == config.epochs):
-        metrics |= epoch_scores(job, config)
+    if epoch % config.eval_every == 0 or epoch == config.epochs:
+        metrics |= epoch_scores(job, config, epoch)
         clock.lap("evaluate")
         metrics["seconds"] |= clock.laps
     from_main(job.accelerator, lambda: write_epoch(job, config, run, [*history, metrics]))
@@ -362,13 +371,16 @@ def write_epoch(
 
 
 def epoch_scores(
-    job: Job,  # the parts of the run, with query and gallery
+    job: Job,  # the parts of the run
     config: Config,  # reads extract_batch
-) -> dict[str, float]:  # mAP, rank1, rank5, rank10, mixed_mAP, mixed_rank1
-    """How well the network finds people now: by the benchmark's rules, and in the mixed gallery (chapter 42)."""
+    epoch: int,  # finished epochs
+) -> dict[str, float]:  # as `logged_scores` names them; empty without query and gallery
+    """How well the network finds people now, and its camera map of now, if it is to have one (chapter 25)."""
+    labeller, fitted = job.labeller, None
+    if isinstance(labeller, MappedLabeller):
+        features = epoch_features(job, config, epoch)
+        fitted = from_main(job.accelerator, lambda: labeller.fit(features, epoch))
     stores = [store for store in (job.query, job.gallery) if store]
-    query, gallery = (extract_shared(job.accelerator, job.network, store, config.extract_batch) for store in stores)
-    found = score_features(query, gallery, [store.samples for store in stores], mixed=True)
-    scores, mixed = found["as extracted"], found["mixed gallery"]
-    ranks = {f"rank{n}": scores.rank(n) for n in (1, 5, 10)}
-    return {"mAP": scores.mAP, **ranks, "mixed_mAP": mixed.mAP, "mixed_rank1": mixed.rank(1)}
+    raw = [extract_shared(job.accelerator, job.network, store, config.extract_batch) for store in stores]
+    job.network.camera_map = fitted
+    return logged_scores(raw, [store.samples for store in stores], fitted) if stores else {}

@@ -29,10 +29,10 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["affscl", "affscl.*"]),
-    package_data={"affscl": ["py.typed"], "affscl.model": ["initial/*.safetensors"]},
+    package_data={"affscl": ["py.typed"], "affscl.model": ["initial/*.safetensors"], "affscl.use": ["*.html.jinja"]},
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements")},
+    extras_require={"dev": words("dev_requirements"), "export": words("export_requirements")},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

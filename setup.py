@@ -29,7 +29,11 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["affscl", "affscl.*"]),
-    package_data={"affscl": ["py.typed"], "affscl.model": ["initial/*.safetensors", "initial/*.md"], "affscl.use": ["*.html.jinja"]},
+    package_data={
+        "affscl": ["py.typed"],
+        "affscl.model": ["initial/*.safetensors", "initial/*.md"],
+        "affscl.use": ["*.html.jinja"],
+    },
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
     extras_require={"dev": words("dev_requirements"), "export": words("export_requirements")},

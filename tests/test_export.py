@@ -14,6 +14,7 @@ from small_networks import small, write_run
 import affscl.use.export as export
 from affscl.data.datasets import Sample
 from affscl.model.backbones import BACKBONES
+from affscl.model.extraction import extract, extract_boxes
 from affscl.model.network import CHOICES, FIXED_BY_TABLE8, NetworkOptions
 from affscl.use.export import (
     BATCHES,
@@ -194,3 +195,31 @@ def test_damaged_weights_are_told(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         export_command([str(tmp_path / "run"), "torch"])
     assert stop.value.code == 2 and "model.safetensors" in capsys.readouterr().err
+
+
+def test_a_detectors_boxes():
+    network, frame = small().eval(), np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    boxes = [[10.2, 5.7, 40.9, 80.1], [-30, -9, 20, 400]]
+    expected = extract(network, [frame[5:81, 10:41], frame[:, :20]])
+    for kind in (frame, Image.fromarray(frame)):
+        for given in (boxes, np.array(boxes), torch.tensor(boxes)):
+            torch.testing.assert_close(extract_boxes(network, kind, given), expected)
+    for none in ([], np.empty((0, 4)), torch.empty(0, 4)):
+        assert extract_boxes(network, frame, none).shape == (0, network.dim)
+
+
+@pytest.mark.parametrize(
+    "boxes, message",
+    [
+        ([[0, 0, 9, 9], [130, 0, 140, 9]], r"1 of 2 boxes.*120 wide and 90 high: box 1 \[130"),
+        ([[5, 5, 5, 9]], "box 0"),
+        ([[9, 9, 3, 3]], "box 0"),
+        ([[float("nan"), 0, 9, 9]], "box 0"),
+        ([[0, 0, float("inf"), 9]], "box 0"),
+        ([1, 2, 3, 4], r"must be \(n, 4\)"),
+        ([[1, 2, 3]], r"must be \(n, 4\)"),
+    ],
+)
+def test_boxes_without_a_pixel_are_named(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        extract_boxes(small().eval(), np.zeros((90, 120, 3), np.uint8), boxes)

@@ -260,7 +260,7 @@ def queries_section(
     order = np.argsort(precision, kind="stable")
     order = order[np.isfinite(precision[order])]
     ids = [[[getattr(s, key) for s in crops] for crops in (data.query, data.gallery)] for key in ("pid", "camid")]
-    for title, some in (("Worst", order[:count]), ("Best", order[::-1][:count])):
+    for title, some in (("Worst", order[:count]), ("Best", order[::-1][:count].copy())):
         distance = 1 - features[0][some] @ features[1].T
         camids = np.array(ids[1][0], dtype=object)[some], np.array(ids[1][1], dtype=object)
         indices, matches = top(distance, np.array(ids[0][0])[some], ids[0][1], *camids, k=8)

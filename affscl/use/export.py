@@ -192,6 +192,7 @@ def save_onnx(
         program = torch.onnx.export(
             recorded(model), dynamo=True, verbose=False, input_names=names, output_names=["features"]
         )
+    assert program is not None  # with dynamo=True it never is
     program.model.metadata_props.update(facts(model))
 
     file = program.model_proto.SerializeToString()
@@ -233,9 +234,11 @@ def save_features(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
+    arrays: dict[str, Any] = {"features": features} | {name: np.array(column) for name, column in columns.items()}
+
     def write(part: Path) -> None:
         with open(part, "wb") as file:
-            np.savez(file, features=features, **{name: np.array(column) for name, column in columns.items()})
+            np.savez(file, **arrays)
 
     def write_table(part: Path) -> None:
         with open(part, "w", newline="", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ import struct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -323,7 +324,7 @@ def sections_of(
 ) -> list[Section]:
     """All sections of the page."""
     shared = (("Scores", scores_section), ("Settings", settings_section), ("Curves", curves_section))
-    parts = [attempted(title, lambda section, make=make: make(section, runs)) for title, make in shared]
+    parts = [attempted(title, partial(make, runs=runs)) for title, make in shared]
     for run in runs if pictures else ():
         name = f"{run.path.name}: " if len(runs) > 1 else ""
 

@@ -161,7 +161,7 @@ def scores_section(
             lines.append([name, *(percent(row, key) for key in ("mAP", "rank1", "rank5", "rank10"))])
     own = range(len(lines))
     datasets = {run.config.dataset for run in runs if run.config}
-    published = PUBLISHED.get(*datasets, ()) if len(datasets) == 1 else ()
+    published = [line for dataset in datasets for line in PUBLISHED.get(dataset, ())] if len(datasets) == 1 else []
     lines += [[name, f"{mean:.1f}", f"{rank:.1f}", "-", "-"] for name, mean, rank in published]
     section.tables.append(Table(("percent", "mAP", "Rank-1", "Rank-5", "Rank-10"), lines, own=own))
     section.texts.append("The best epoch was chosen by the test's own mAP, so it flatters; compare the last ones.")

@@ -226,7 +226,7 @@ def test_wheel_holds_the_whole_package_and_nothing_else(tmp_path):
     expected = {
         f"affscl/{path.relative_to(ROOT / 'affscl')}"
         for path in (ROOT / "affscl").rglob("*")
-        if path.is_file() and (path.suffix in {".py", ".safetensors"} or path.name == "py.typed")
+        if path.is_file() and (path.suffix in {".py", ".safetensors", ".jinja", ".md"} or path.name == "py.typed")
     }
     assert set(names) == expected
     assert "affscl-train" in scripts and "affscl-eval" in scripts

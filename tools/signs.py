@@ -1,6 +1,6 @@
 """How well what clusters tell without labels predicts mAP: `python tools/signs.py OUT.csv RECIPE [--field value ...]`.
 
-Trains in short runs, and after each epoch appends a line: the signs of chapter 25 and the mAP of the network that
+Trains in short runs, and after each epoch appends a line: the signs of chapter 26 and the mAP of the network that
 these clusters have trained. `--eps 0.4 0.5 ...` and `--seed 1 2 ...` are lists: a run for each pair.
 """
 

@@ -69,7 +69,7 @@ def turn_of(
     except Exception:  # Pillow raises many kinds for damaged EXIF data
         return None
 
-# %% ../../nbs/07_store.ipynb #832b2d81
+# %% ../../nbs/07_store.ipynb #ed18e88e
 def as_rgb(
     image: Image.Image,  # of any mode that Pillow has
 ) -> Image.Image:  # mode RGB, upright
@@ -106,7 +106,7 @@ def opened(
         raise ValueError("this is a folder" if os.path.isdir(source) else "this is no ordinary file")
     return Image.open(source)
 
-
+# %% ../../nbs/07_store.ipynb #2391211e
 def load_crop(
     source: str | Path | Image.Image | np.ndarray,  # an image file, or an image in memory
     height: int,  # pixels
@@ -314,6 +314,17 @@ def build_store(
             unfinished.unlink()
     remove_stale(path)
 
+# %% ../../nbs/07_store.ipynb #98a92ec1
+def _made_store(path: Path, paths: list[str], height: int, width: int, workers: int | None, progress: bool) -> tuple:
+    """Build a store that is not there, or is damaged, and open it."""
+    if path.exists():
+        warnings.warn(f"the store {path} was damaged, and is made again", stacklevel=3)
+    build_store(path, paths, height, width, workers or os.cpu_count() or 1, progress)
+    found = open_store(path, (len(paths), 3, height, width))
+    if found is None:
+        raise OSError(f"the store {path} is damaged as soon as it is written: is the disk broken?")
+    return found
+
 # %% ../../nbs/07_store.ipynb #16639648
 class ImageStore:
     """Crops decoded and resized once, kept as one memory-mapped uint8 array (n, 3, height, width) (section 4.2).
@@ -336,16 +347,8 @@ class ImageStore:
         self.samples = list(samples)
         paths = [os.path.abspath(sample.path) for sample in self.samples]
         self.path = cache_folder(cache).absolute() / store_name(paths, height, width)
-        shape = (len(paths), 3, height, width)
-        found = open_store(self.path, shape) if self.path.exists() else None
-        if found is None:
-            if self.path.exists():
-                warnings.warn(f"the store {self.path} was damaged, and is made again", stacklevel=2)
-            build_store(self.path, paths, height, width, workers or os.cpu_count() or 1, progress)
-            found = open_store(self.path, shape)
-        if found is None:
-            raise OSError(f"the store {self.path} is damaged as soon as it is written: is the disk broken?")
-        self.images, self.digest = found
+        found = open_store(self.path, (len(paths), 3, height, width)) if self.path.exists() else None
+        self.images, self.digest = found or _made_store(self.path, paths, height, width, workers, progress)
         with suppress(OSError):  # a cache may be read-only
             os.utime(self.path)  # it was used just now
 

@@ -174,7 +174,7 @@ def separation(
         total += float(((a - b) / (1 - torch.minimum(a, b)).clamp(min=1e-6)).sum())
     return total / len(labels)
 
-# %% ../../nbs/22_clustering.ipynb #ba2958d0
+# %% ../../nbs/22_clustering.ipynb #8514c76c
 LADDER = ((4, 1), (4, 2), (6, 2), (8, 2), (10, 3), (15, 3), (15, 6), (20, 6), (30, 6))  # k1 and k2 that are tried
 
 
@@ -201,7 +201,7 @@ def few_and_huge(
     inside, largest = int(sizes.sum()), int(sizes.max(initial=0))
     return inside > 2 * k1 * len(sizes) or (largest > k1 and 2 * largest > inside)
 
-
+# %% ../../nbs/22_clustering.ipynb #6d4848e8
 def choose_clusters(
     features: Tensor | np.ndarray,  # (n, d) unit rows, any device
     eps: float = 0.6,  # the largest Jaccard distance of two neighbours

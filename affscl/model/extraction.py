@@ -29,8 +29,10 @@ from ..data.store import ImageStore, report_unreadable, try_crop
 from .network import AFF
 from .norms import CameraMap, CameraNorm
 
-# %% ../../nbs/15_extraction.ipynb #94afa664
+# %% ../../nbs/15_extraction.ipynb #e43d34d8
 IN_MEMORY = 2**28  # bytes of decoded crops; more go to a store on disk
+
+
 Crop = Sample | str | Path | Image.Image | np.ndarray  # one crop: a file, or an image in memory
 
 
@@ -67,7 +69,7 @@ def _as_tensor(
         return None
     return data[None] if data.ndim == 3 else data
 
-
+# %% ../../nbs/15_extraction.ipynb #e507c6e7
 def _as_crops(
     data: Any,  # as `extract` takes it
     model: AFF,  # whose height and width count for files and images

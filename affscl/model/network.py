@@ -195,8 +195,7 @@ class AFF(MapHolder):
         height: int = 256,  # of the crops, in pixels
         width: int = 128,  # of the crops, in pixels
         domains: int = 1,  # sets of BatchNorm statistics
-        # the training crops' cameras, for camera_norm; better with their names, {camid: name}
-        camids: Sequence[int] | Mapping[int, str | None] | None = None,
+        camids: Sequence[int] | Mapping[int, str | None] | None = None,  # for camera_norm; better {camid: name}
         **options: Any,  # the other fields of NetworkOptions
     ):
         """ValueError on unknown or contradictory options, FileNotFoundError on missing weights."""

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'WRAPPERS', 'SHIPPED', 'PER_CAMERA', 'tensors_in', 'loaded_file', 'numpy_scalars', 'read_weights',
-           'shipped_weights', 'find_weights', 'Loaded', 'common_prefix', 'load_weights', 'write_safely', 'storable',
-           'tensors_digest', 'write_tensors', 'read_tensors']
+           'shipped_weights', 'find_weights', 'Loaded', 'common_prefix', 'in_own_names', 'load_weights', 'write_safely',
+           'storable', 'tensors_digest', 'write_tensors', 'read_tensors']
 
 # %% ../../nbs/12_weights.ipynb #b98e5b32
 import hashlib
@@ -32,7 +32,7 @@ from ..data.synthetic import draft_of
 from . import backbones
 from .backbones import BACKBONES
 
-# %% ../../nbs/12_weights.ipynb #4b9065b5
+# %% ../../nbs/12_weights.ipynb #45bed0cd
 # What readers raise for damaged and foreign files.
 UNREADABLE = (
     SafetensorError,
@@ -44,6 +44,8 @@ UNREADABLE = (
     ValueError,
     pickle.PickleError,
 )
+
+
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")  # where tensors lie
 
 
@@ -73,7 +75,7 @@ def loaded_file(
     with numpy_scalars(), open(path, "rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
 
-
+# %% ../../nbs/12_weights.ipynb #a77f506c
 def numpy_scalars() -> AbstractContextManager:
     """Inside, PyTorch's safe reader takes NumPy's numbers, by name: some projects keep scores beside the weights."""
     if not hasattr(torch.serialization, "safe_globals"):  # PyTorch 2.4 cannot be told
@@ -169,7 +171,7 @@ class Loaded(NamedTuple):
             told += f"; {len(keys)} {name}" + (f" ({_some(keys)})" if keys else "")
         return told
 
-# %% ../../nbs/12_weights.ipynb #53f20023
+# %% ../../nbs/12_weights.ipynb #456443ce
 PER_CAMERA = (".camids", ".camera_mean", ".camera_var", "._extra_state")  # chapter 13 finds its cameras' rows by name
 
 
@@ -183,7 +185,25 @@ def common_prefix(
     found = Counter(name[:at] for name, ends in places for at in (0, *ends) if name[at:] in wanted)
     return max(found, key=lambda prefix: found[prefix], default="")
 
+# %% ../../nbs/12_weights.ipynb #a2580eed
+def in_own_names(
+    state: Mapping[str, Tensor],  # tensors of a file
+    own: Sequence[str],  # the names of the network to load them into
+) -> tuple[dict[str, Tensor], bool]:  # the tensors under those names; whether they are a whole network's
+    """Take off what other projects put before the names, and a backbone's own classifier."""
+    prefix = common_prefix(list(state), [n.removeprefix("backbone.") for n in own if n.startswith("backbone.")])
+    outer = prefix.removesuffix("backbone.")
+    rest = {outer + name for name in own if not name.startswith("backbone.")}
+    if prefix != outer and (outer == "" or not rest.isdisjoint(state)):
+        return {name.removeprefix(outer): value for name, value in state.items()}, True
+    head = (f"{prefix}fc.", f"{prefix}classifier.")
+    return {
+        f"backbone.{name.removeprefix(prefix)}" if name.startswith(prefix) else name: value
+        for name, value in state.items()
+        if not name.startswith(head)
+    }, False
 
+# %% ../../nbs/12_weights.ipynb #3ae4cfc0
 def load_weights(
     model: nn.Module,  # AFF, or any module with a `backbone` whose name is `options.backbone`
     weights: str,  # "imagenet", "synthetic" or a path
@@ -196,20 +216,7 @@ def load_weights(
     backbone: str = options.backbone
     state, own = find_weights(weights, backbone), model.state_dict()
     held = list(state)
-    body = [name.removeprefix("backbone.") for name in own if name.startswith("backbone.")]
-    prefix = common_prefix(held, body)
-    outer = prefix.removesuffix("backbone.")
-    rest = {outer + name for name in own if not name.startswith("backbone.")}
-    whole = prefix != outer and (outer == "" or not rest.isdisjoint(held))
-    if whole:
-        state = {name.removeprefix(outer): value for name, value in state.items()}
-    else:
-        head = (f"{prefix}fc.", f"{prefix}classifier.")
-        state = {
-            f"backbone.{name.removeprefix(prefix)}" if name.startswith(prefix) else name: value
-            for name, value in state.items()
-            if not name.startswith(head)
-        }
+    state, whole = in_own_names(state, list(own))
     for name in own:  # a further domain starts where domain 0 does
         first = re.sub(r"others\.\d+\.", "", name)
         if name not in state and first in state:
@@ -269,7 +276,7 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(handle)
 
-# %% ../../nbs/12_weights.ipynb #8d4deb2c
+# %% ../../nbs/12_weights.ipynb #18649881
 def storable(
     tensors: Mapping[str, Tensor],  # a state dict
 ) -> dict[str, Tensor]:
@@ -299,7 +306,7 @@ def write_tensors(
     told = json.dumps({"digest": tensors_digest(tensors, about), "about": about})
     write_safely(path, lambda part: save_file(tensors, part, {"affscl": told}))
 
-
+# %% ../../nbs/12_weights.ipynb #755f0465
 def read_tensors(
     path: str | Path,  # a .safetensors file
 ) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -162,7 +162,7 @@ def make_accelerator(
         raise ValueError("precision='fp16' needs a GPU, and this is a CPU: use bf16 or no")
     return accelerator
 
-# %% ../../nbs/53_processes.ipynb #bee8adff
+# %% ../../nbs/53_processes.ipynb #7343e28e
 FASTER = 0.95  # bf16 is taken if its step takes at most this share of float32's
 
 
@@ -203,7 +203,7 @@ def step_seconds(
     single, double = np.median(laps[1:], 0)
     return float(single), float(double)
 
-
+# %% ../../nbs/53_processes.ipynb #bb86ae92
 def choose_precision(
     config: Config,  # reads precision, and what the probe needs
     device: torch.device,  # where a run computes

@@ -57,7 +57,7 @@ def save_state(
         os.replace(path, path.with_name(PREVIOUS))
     os.replace(fresh, path)
 
-# %% ../../nbs/52_runs.ipynb #3bb338ea
+# %% ../../nbs/52_runs.ipynb #b3754c3e
 class State(NamedTuple):
     """What a file of `save_state` holds."""
 
@@ -88,7 +88,7 @@ class State(NamedTuple):
             scaler.load_state_dict(self.about["scaler"])
         return self.about["epoch"]
 
-
+# %% ../../nbs/52_runs.ipynb #66a90342
 def read_state(
     path: str | Path,  # a file that `save_state` wrote
 ) -> State:
@@ -206,7 +206,7 @@ def mended_history(
         )
     return rows
 
-# %% ../../nbs/52_runs.ipynb #dc83e514
+# %% ../../nbs/52_runs.ipynb #188fa928
 CLAIM = "claim.json"
 
 
@@ -243,7 +243,7 @@ def _enter(draft: Path, path: Path) -> None:
         with open(path, "x", encoding="utf-8") as file:
             file.write(draft.read_text(encoding="utf-8"))
 
-
+# %% ../../nbs/52_runs.ipynb #f5a7d033
 def claim(
     run: Path,  # a run's folder, made if need be
 ) -> None:
@@ -284,7 +284,7 @@ def release(
 
 _FIRST = {CLAIM, "config.json", "metrics.jsonl", "model.safetensors", f"{STATE}.new"}  # written before the first state
 
-
+# %% ../../nbs/52_runs.ipynb #0bb9df6b
 def is_crashed_start(
     run: Path,  # a folder
 ) -> bool:

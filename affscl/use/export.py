@@ -248,7 +248,7 @@ def save_features(
     write_safely(path.with_suffix(".csv"), write_table)
     return features
 
-# %% ../../nbs/84_export.ipynb #0df6edb1
+# %% ../../nbs/84_export.ipynb #d9c1eca4
 @dataclass
 class ExportArguments:
     """Which run, what to write, and where."""
@@ -260,7 +260,7 @@ class ExportArguments:
     pattern: str | None = None  # features, with --images: a regular expression with groups pid and camid
     device: str = "auto"  # features: auto, cpu, cuda, mps
 
-
+# %% ../../nbs/84_export.ipynb #d3a5e13e
 def export_run(
     arguments: ExportArguments,  # what was asked for
 ) -> Path:  # the file

@@ -98,7 +98,7 @@ def attempted(
         section.missing.append(f"This part is missing: {type(error).__name__}: {error}")
     return section
 
-# %% ../../nbs/85_report.ipynb #4d8576a2
+# %% ../../nbs/85_report.ipynb #f44263c3
 PUBLISHED = {  # dataset: (who, mAP, Rank-1) in percent, each as its authors published it
     "market1501": (
         ("SpCL, its authors (2020)", 73.1, 88.1),
@@ -142,7 +142,7 @@ def read_run(
         run.missing.append(f"The metrics of {path} cannot be read: {error}")
     return run
 
-
+# %% ../../nbs/85_report.ipynb #2366d69b
 def scores_section(
     section: Section,
     runs: Sequence[Run],
@@ -170,7 +170,7 @@ def scores_section(
     elif not published:
         section.texts.append(f"Nothing is published on this data ({', '.join(datasets) or 'unknown'}).")
 
-# %% ../../nbs/85_report.ipynb #142de735
+# %% ../../nbs/85_report.ipynb #2de24fef
 def settings_section(
     section: Section,
     runs: Sequence[Run],
@@ -205,7 +205,7 @@ def curves_section(
             continue
         section.pictures.append(as_picture(history(run.rows), f"{run.path.name}, epoch by epoch"))
 
-
+# %% ../../nbs/85_report.ipynb #abbad631
 def costs_section(
     section: Section,
     runs: Sequence[Run],
@@ -240,7 +240,7 @@ def reason(
         return f"same camera: place {place} is another person, seen by the query's own camera {query.camid}"
     return f"look-alike: place {place} is another person, seen by camera {crop.camid} (query: {query.camid})"
 
-# %% ../../nbs/85_report.ipynb #cea58acd
+# %% ../../nbs/85_report.ipynb #e40fb2f6
 def queries_section(
     section: Section,
     model: AFF,
@@ -280,7 +280,7 @@ def queries_section(
         ]
         section.tables.append(Table(("query", "AP, %", "what the data says"), lines, f"{title} queries", numbers=False))
 
-
+# %% ../../nbs/85_report.ipynb #7b11a8c3
 def clusters_section(
     section: Section,
     model: AFF,
@@ -309,7 +309,7 @@ def clusters_section(
         f" the largest has {sizes.max()} crops."
     )
 
-# %% ../../nbs/85_report.ipynb #535a0575
+# %% ../../nbs/85_report.ipynb #eadd89b0
 DUTIES = (
     "A network of this kind finds people again. Use it on people who know and agree, or on synthetic ones; do not"
     " follow anybody with it, and decide nothing about anybody by it alone. It was measured on the data above only:"
@@ -339,7 +339,7 @@ def sections_of(
     parts.append(attempted("Costs", lambda section: costs_section(section, runs)))
     return [*parts, Section("What it is for, and what not", [DUTIES])]
 
-
+# %% ../../nbs/85_report.ipynb #bbb07985
 def write_report(
     runs: Sequence[str | Path],  # folders of runs
     out: str | Path,  # the .html file

@@ -116,7 +116,7 @@ class TestAdaptationOptions:
         [
             (
                 dict(source="market", source_data="x"),
-                "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, folder, synthetic",
+                "source='market': choose one of market1501, dukemtmc, msmt17, cuhk03, cuhk03np, folder, synthetic",
             ),
             (dict(source="market1501", adapt="both"), "adapt='both': choose one of joint, pretrain, source"),
             (dict(source_data="x"), "source_data='x' is about a source, and there is none"),

@@ -203,6 +203,7 @@ class CameraNorm(NamedCameras):
     """A neck whose mean and variance are each camera's own (Zhuang et al. 2020), those of all for unknown cameras."""
 
     enough = 4  # crops of a camera in a batch, for statistics of their own
+
     def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
         """Normalise `x` (n, dim) by the statistics of `camids` (n,); None: of all cameras together."""
         before = self.running_mean.clone(), self.running_var.clone()

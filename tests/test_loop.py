@@ -1,6 +1,7 @@
 """The loop: what it may read, what it writes, how it goes on, and its learning rate."""
 
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -375,9 +376,15 @@ class TestFoldersOfCrops:
         assert not (tmp_path / "run").exists()
 
 
-def test_full_size_path(world, tmp_path):
+LONG = pytest.mark.skipif(not os.environ.get("AFFSCL_LONG"), reason="a long form: AFFSCL_LONG=1")
+
+
+@pytest.mark.parametrize("height, width", [(64, 32), pytest.param(256, 128, marks=LONG)])
+def test_the_full_recipe_takes_its_steps(world, tmp_path, height, width):
     config = replace(
         RECIPES["market1501"],
+        height=height,
+        width=width,
         data=str(world),
         device="cpu",
         workers=0,

@@ -286,7 +286,7 @@ class TestCameras:
         assert scored.mAP == pytest.approx(read_history(done.run)[-1]["mAP"], abs=1e-6)
 
 
-# The target alone at full size is in test_loop.py; with a source it takes a minute more.
+# The target alone is in test_loop.py; with a source it takes a minute at full size.
 JOINT = pytest.param("market1501", {"source": "market1501"}, marks=LONG)
 
 

@@ -97,7 +97,8 @@ def test_damage_is_named_in_its_place(run, tmp_path, name, content, told):
         (run / name).unlink()
     else:
         (run / name).write_bytes(content)
-    text = write_report([run], tmp_path / "page.html").read_text()
+    pictures = name != "metrics.jsonl"  # metrics are no part of them
+    text = write_report([run], tmp_path / "page.html", pictures).read_text()
     assert any(told in note for note in missing(text)) and not Page(text).open
 
 

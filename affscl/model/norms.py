@@ -98,14 +98,14 @@ class GroupedNorm(nn.BatchNorm2d):
             out += [norm(part) for part in group.tensor_split(chunks)]
         return torch.cat(out) if len(out) > 1 else out[0]
 
-# %% ../../nbs/13_norms.ipynb #1aab120a
+# %% ../../nbs/13_norms.ipynb #f645b1a7
 def in_bytes(
     names: Sequence[str | None],  # of cameras
 ) -> Tensor:  # uint8 (length of the text,)
     """Names as JSON in a tensor, so that they can lie beside the weights."""
     return torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)
 
-
+# %% ../../nbs/13_norms.ipynb #fe36afb9
 def names_in(
     state: Tensor,  # what `in_bytes` made
     count: int,  # how many cameras there are

@@ -40,7 +40,7 @@ from ..training.loading import load_data
 from ..training.processes import make_accelerator
 from ..training.runs import load_config, write_safely
 
-# %% ../../nbs/84_export.ipynb #d4cbd833
+# %% ../../nbs/84_export.ipynb #62a5ca9a
 def plain_norms(
     model: nn.Module,  # changed in place
 ) -> nn.Module:  # `model`
@@ -54,7 +54,7 @@ def plain_norms(
                 setattr(parent, name, AnyNorm(plain))
     return model
 
-
+# %% ../../nbs/84_export.ipynb #7b07c3e2
 class AnyNorm(nn.Module):
     """A BatchNorm in eval mode for maps (n, c, h, w) and vectors (n, c)."""
 
@@ -68,7 +68,7 @@ class AnyNorm(nn.Module):
         norm = self.norm
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
-# %% ../../nbs/84_export.ipynb #84cfd784
+# %% ../../nbs/84_export.ipynb #9c7e999e
 class Portable(nn.Module):
     """A copy of a network as other programs want it: bytes in, unit vectors out, any number of crops."""
 
@@ -95,14 +95,14 @@ class Portable(nn.Module):
             F.normalize(output.neck + self.model(images.flip(3), TARGET, camids).neck) if self.mirror else output.unit
         )
 
-
+# %% ../../nbs/84_export.ipynb #040e3b89
 def needs_cameras(
     model: AFF,  # any network
 ) -> bool:
     """Whether its features depend on the camera."""
     return isinstance(model.neck, CameraNorm)
 
-# %% ../../nbs/84_export.ipynb #48396451
+# %% ../../nbs/84_export.ipynb #5c65ea62
 def recorded(
     model: AFF,  # any network
 ) -> torch.export.ExportedProgram:
@@ -113,7 +113,7 @@ def recorded(
     with torch.no_grad():
         return torch.export.export(portable, tuple(map(torch.from_numpy, inputs)), dynamic_shapes=shapes)
 
-
+# %% ../../nbs/84_export.ipynb #5e0ffcbd
 def probes(
     model: AFF,  # any network
     count: int,  # n
@@ -127,11 +127,13 @@ def probes(
     features = extract(model, torch.from_numpy(crops).permute(0, 3, 1, 2), domain=TARGET, camids=asked)
     return (crops, camids)[: 1 + needs_cameras(model)], features
 
-# %% ../../nbs/84_export.ipynb #3a07ff62
+# %% ../../nbs/84_export.ipynb #3241b311
 BATCHES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 63, 64)  # sizes that a file is tried with
+
+# %% ../../nbs/84_export.ipynb #8a6cf6a7
 TOLERANCE = 1e-4  # largest difference of a component of a unit vector
 
-
+# %% ../../nbs/84_export.ipynb #091d711a
 def check_answers(
     answer: Callable[..., np.ndarray],  # the loaded file: inputs to features
     model: AFF,  # the network that it was made from
@@ -171,10 +173,10 @@ def save_program(
     write_safely(path, lambda part: part.write_bytes(buffer.getvalue()))
     return worst
 
-# %% ../../nbs/84_export.ipynb #154127d8
+# %% ../../nbs/84_export.ipynb #376f157b
 NEEDED = ("onnx", "onnxruntime", "onnxscript")  # packages that the plain install does not have
 
-
+# %% ../../nbs/84_export.ipynb #8f1fbf3e
 def save_onnx(
     model: AFF,  # any network
     path: str | Path,  # the file, as a rule *.onnx
@@ -202,7 +204,7 @@ def save_onnx(
     write_safely(path, lambda part: part.write_bytes(file))
     return worst
 
-
+# %% ../../nbs/84_export.ipynb #9446d32b
 def facts(
     model: AFF,  # any network
 ) -> dict[str, str]:

@@ -14,6 +14,8 @@ import struct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+
+# %% ../../nbs/85_report.ipynb #a5c0ffee
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -38,7 +40,7 @@ from ..training.loading import load_data
 from ..training.progress import duration, percent
 from ..training.runs import load_config, read_history, write_safely
 
-# %% ../../nbs/85_report.ipynb #b4d859c8
+# %% ../../nbs/85_report.ipynb #02f8906b
 @dataclass
 class Table:
     """Lines of cells below a head; `own` are the lines to stand out."""
@@ -49,7 +51,7 @@ class Table:
     own: Sequence[int] = ()
     numbers: bool = True  # columns after the first stand to the right
 
-
+# %% ../../nbs/85_report.ipynb #63d83ac6
 @dataclass
 class Picture:
     """A PNG as text, so that the page needs no second file."""
@@ -59,7 +61,7 @@ class Picture:
     height: int
     text: str  # what it shows
 
-
+# %% ../../nbs/85_report.ipynb #ef030b7c
 @dataclass
 class Section:
     """A part of the page."""
@@ -70,7 +72,7 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-
+# %% ../../nbs/85_report.ipynb #65098aec
 def as_picture(
     figure: Figure,  # any figure
     text: str,  # what it shows
@@ -98,7 +100,7 @@ def attempted(
         section.missing.append(f"This part is missing: {type(error).__name__}: {error}")
     return section
 
-# %% ../../nbs/85_report.ipynb #f44263c3
+# %% ../../nbs/85_report.ipynb #e92f6408
 PUBLISHED = {  # dataset: (who, mAP, Rank-1) in percent, each as its authors published it
     "market1501": (
         ("SpCL, its authors (2020)", 73.1, 88.1),
@@ -114,7 +116,7 @@ PUBLISHED = {  # dataset: (who, mAP, Rank-1) in percent, each as its authors pub
     ),
 }
 
-
+# %% ../../nbs/85_report.ipynb #63d83ac6
 @dataclass
 class Run:
     """What could be read of a run; what could not is None, with the reason in `missing`."""
@@ -124,7 +126,7 @@ class Run:
     rows: list[dict] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-
+# %% ../../nbs/85_report.ipynb #522a6c7f
 def read_run(
     path: str | Path,  # a run's folder, whole or damaged
 ) -> Run:
@@ -170,7 +172,7 @@ def scores_section(
     elif not published:
         section.texts.append(f"Nothing is published on this data ({', '.join(datasets) or 'unknown'}).")
 
-# %% ../../nbs/85_report.ipynb #2de24fef
+# %% ../../nbs/85_report.ipynb #b91edd48
 def settings_section(
     section: Section,
     runs: Sequence[Run],
@@ -193,7 +195,7 @@ def settings_section(
         "Settings that differ from those of the recipe, or between the runs; config.json has them all."
     )
 
-
+# %% ../../nbs/85_report.ipynb #e9c287b6
 def curves_section(
     section: Section,
     runs: Sequence[Run],
@@ -309,7 +311,7 @@ def clusters_section(
         f" the largest has {sizes.max()} crops."
     )
 
-# %% ../../nbs/85_report.ipynb #eadd89b0
+# %% ../../nbs/85_report.ipynb #1ed7ba9c
 DUTIES = (
     "A network of this kind finds people again. Use it on people who know and agree, or on synthetic ones; do not"
     " follow anybody with it, and decide nothing about anybody by it alone. It was measured on the data above only:"
@@ -317,7 +319,7 @@ DUTIES = (
     " for the weights, too; see data/README.md of affscl."
 )
 
-
+# %% ../../nbs/85_report.ipynb #ebe33468
 def sections_of(
     runs: Sequence[Run],
     pictures: bool,  # of crops? they need the network and the data
@@ -360,7 +362,7 @@ def write_report(
     write_safely(out, lambda part: part.write_text(text, encoding="utf-8"))
     return Path(out)
 
-# %% ../../nbs/85_report.ipynb #bb4456b5
+# %% ../../nbs/85_report.ipynb #02f8906b
 @dataclass
 class ReportArguments:
     """Which runs to report on."""
@@ -369,7 +371,7 @@ class ReportArguments:
     out: str | None = None  # the page; by default report.html in the first run's folder
     pictures: bool = True  # of crops: they need the weights and the data, and take the time of one extraction
 
-
+# %% ../../nbs/85_report.ipynb #65c7c466
 def report_command(
     words: list[str] | None = None,  # None: the command line of this process
 ) -> None:

@@ -32,6 +32,8 @@ from ..data.store import ImageStore
 from ..labels.labellers import make_labeller
 from ..model.extraction import extract
 from ..model.network import AFF, load_model
+
+# %% ../../nbs/85_report.ipynb #c5c0ffee
 from ..scores.benchmark import can_score, score_features
 from ..scores.figures import as_array, cluster_montage, history, ranked_list, top
 from ..training.cli import guarded

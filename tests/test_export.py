@@ -2,12 +2,12 @@
 
 import csv
 import importlib.util
-import os
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from long_forms import LONG
 from PIL import Image
 from small_networks import small, write_run
 
@@ -78,7 +78,7 @@ def test_bytes_in_and_the_same_vectors_out(options):
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.skipif(not os.environ.get("AFFSCL_LONG"), reason="20 seconds each; AFFSCL_LONG=1 runs it")
+@LONG  # 20 seconds each
 @pytest.mark.parametrize("options", variants(), ids=str)
 def test_files_of_every_option(tmp_path, options):
     network = trained(**options)

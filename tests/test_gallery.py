@@ -7,11 +7,11 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from long_forms import LONG
 from PIL import Image
 
 from affscl import AFF
 from affscl.data.datasets import Sample
-from affscl.use import gallery as module
 from affscl.use.gallery import Gallery, fingerprint
 
 OPTIONS = dict(backbone="resnet10", height=32, width=16)
@@ -109,7 +109,7 @@ def test_a_kept_gallery_answers_as_before(model, tmp_path):
     assert len(list((tmp_path / "a" / "b").iterdir())) == 3
 
 
-@pytest.mark.parametrize("where", ["write_index", "os.replace", "_synced"])
+@pytest.mark.parametrize("where", ["write_index", "os.replace", "os.fsync"])
 def test_a_crash_in_the_middle_leaves_the_older_gallery_whole(model, tmp_path, monkeypatch, where):
     made, rows = filled(model)
     made.save(tmp_path)
@@ -120,7 +120,7 @@ def test_a_crash_in_the_middle_leaves_the_older_gallery_whole(model, tmp_path, m
     owner, name = {
         "write_index": (faiss, "write_index"),
         "os.replace": (os, "replace"),
-        "_synced": (module, "_synced"),
+        "os.fsync": (os, "fsync"),
     }[where]
     made.remove(["/crops/3.jpg"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -192,7 +192,7 @@ def test_an_empty_gallery_says_so(model):
         Gallery(model).search_features(unit(1, model.dim))
 
 
-@pytest.mark.skipif(not os.environ.get("AFFSCL_LONG"), reason="a timing: AFFSCL_LONG=1")
+@LONG  # a timing
 def test_a_hundred_thousand_crops_answer_soon(model):
     import time
 

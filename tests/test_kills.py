@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from long_forms import ASKED
 
 from affscl.data.synthetic import make_dataset
 from affscl.model import weights
@@ -30,7 +31,6 @@ from affscl.training.runs import (
     release,
 )
 
-LONG = bool(os.environ.get("AFFSCL_LONG"))
 SHORT = replace(RECIPES["tiny"], device="cpu", epochs=2, iterations=2, p=4, k=4, k1=10, weights="synthetic")
 REGIMES = {
     "unsupervised": {},
@@ -111,14 +111,14 @@ def survives(config, folder, whole, deaths):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("regime", REGIMES if LONG else ["unsupervised"])
+@pytest.mark.parametrize("regime", REGIMES if ASKED else ["unsupervised"])
 def test_a_run_killed_at_any_instant_ends_with_the_same_bytes(regime, config, tmp_path):
     config, counted = replace(config, **REGIMES[regime]), FORK.Value("i", 0)
     if config.source:
         config = replace(config, dataset="synthetic", data=None)
     assert apart(mortal, config, tmp_path / "whole", False, 0, counted) == 0
     whole, events = (tensors(tmp_path / "whole"), lines(tmp_path / "whole")), counted.value
-    if not LONG:
+    if not ASKED:
         return survives(config, tmp_path, whole, [2, events // 5, events // 4])
     for death in range(1, events + 1, max(1, events // 40)):
         survives(config, tmp_path, whole, [death])

@@ -1,7 +1,6 @@
 """The loop: what it may read, what it writes, how it goes on, and its learning rate."""
 
 import json
-import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_forms import LONG
 from PIL import Image
 
 from affscl.data.datasets import market_samples
@@ -374,9 +374,6 @@ class TestFoldersOfCrops:
             train(replace(SHORT, dataset="market1501", data=str(broken)), tmp_path / "run")
         assert all(path.name in str(error.value) for path in names)
         assert not (tmp_path / "run").exists()
-
-
-LONG = pytest.mark.skipif(not os.environ.get("AFFSCL_LONG"), reason="a long form: AFFSCL_LONG=1")
 
 
 @pytest.mark.parametrize("height, width", [(64, 32), pytest.param(256, 128, marks=LONG)])

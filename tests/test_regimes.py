@@ -1,13 +1,13 @@
 """Three regimes, one loop: with a labelled source, with labels, and with cameras known."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from long_forms import LONG
 
 from affscl.data.domains import SOURCE, TARGET
 from affscl.data.synthetic import make_dataset
@@ -19,9 +19,8 @@ from affscl.training.cli import eval_command
 from affscl.training.config import BEST, RECIPES
 from affscl.training.loading import load_data
 from affscl.training.loop import learning_rate, prepare, train
-from affscl.training.runs import load_state, read_history
+from affscl.training.runs import read_history, read_state
 
-LONG = pytest.mark.skipif(not os.environ.get("AFFSCL_LONG"), reason="a long form: AFFSCL_LONG=1")
 SHORT = replace(RECIPES["tiny"], device="cpu", epochs=2, iterations=3, p=4, k=4, k1=10)
 
 
@@ -241,7 +240,9 @@ class TestSupervised:
     def test_the_state_holds_classifier_centres_and_their_moments(self, taught, supervised):
         job = prepare(supervised)
         before = {key: value.clone() for key, value in job.criterion.state_dict().items()}
-        load_state(taught.run / "resume.safetensors", job.network, job.optimizer, job.accelerator.scaler, job.criterion)
+        read_state(taught.run / "resume.safetensors").fill(
+            job.network, job.optimizer, job.accelerator.scaler, job.criterion
+        )
         assert {"classifier.weight"} <= before.keys() and any("centres" in key for key in before)
         assert all(not torch.equal(value, job.criterion.state_dict()[key]) for key, value in before.items())
         assert all(

@@ -12,9 +12,9 @@ from affscl.model.network import AFF
 from affscl.training.config import RECIPES, Config
 from affscl.training.runs import (
     load_config,
-    load_state,
     new_run,
     read_history,
+    read_state,
     save_state,
     write_config,
     write_history,
@@ -46,7 +46,7 @@ def test_adams_moments_come_back(tmp_path):
     save_state(tmp_path / "state", 7, network, optimizer)
     other = AFF("resnet10", height=64, width=32)
     fresh = torch.optim.Adam(other.parameters(), lr=1e-3)
-    assert load_state(tmp_path / "state", other, fresh) == 7
+    assert read_state(tmp_path / "state").fill(other, fresh) == 7
     assert same(other.state_dict(), network.state_dict())
     old, new = optimizer.state_dict()["state"], fresh.state_dict()["state"]
     assert old.keys() == new.keys() and all(same(old[i], new[i]) for i in old)
@@ -70,13 +70,13 @@ def test_states_that_cannot_be_read(tmp_path):
     network = torch.nn.Linear(3, 4)
     optimizer = torch.optim.Adam(network.parameters())
     with pytest.raises(ValueError, match="missing or damaged"):
-        load_state(tmp_path / "state", network, optimizer)
+        read_state(tmp_path / "state").fill(network, optimizer)
     save_state(tmp_path / "state", 1, network, optimizer)
     with pytest.raises(ValueError, match="another network"):
-        load_state(tmp_path / "state", torch.nn.Linear(2, 4), optimizer)
+        read_state(tmp_path / "state").fill(torch.nn.Linear(2, 4), optimizer)
     (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:50])
     with pytest.raises(ValueError, match="missing or damaged"):
-        load_state(tmp_path / "state", network, optimizer)
+        read_state(tmp_path / "state").fill(network, optimizer)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -5,7 +5,6 @@ crops (in Market-1501's folders) as a network sees them before training. Only nu
 """
 
 import argparse
-import csv
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import write_lines
 
 from affscl.data.datasets import load_dataset
 from affscl.data.store import ImageStore
@@ -102,10 +102,7 @@ def main() -> None:
     for world in worlds(arguments.real, arguments.weights):
         rows.append(measure(*world))
         print(rows[-1], flush=True)
-    with open(OUT, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_lines(OUT, rows)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tables import write_lines
+
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "budget.csv"
 
 
@@ -76,10 +78,7 @@ def main():
     ]
     kept = list(csv.DictReader(TARGET.open())) if TARGET.exists() else []
     kept = [line for line in kept if (line["name"], line["recipe"]) != (arguments.name, arguments.recipe)]
-    with TARGET.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *lines])
+    write_lines(TARGET, [*kept, *lines])
     for line in lines:
         print(f"{line['stage']:16}{line['seconds']:8.1f} s")
 

@@ -7,13 +7,14 @@ five minutes on two quiet CPU cores.
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tables import write_lines
 
 from affscl.studies.measuring import machine
 
@@ -60,10 +61,7 @@ def main():
                         "mAP": score,
                     }
                     lines.append(line | {key: about[key] for key in ("cpu", "cores", "threads", "torch")})
-    with TARGET.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_lines(TARGET, lines)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ times n / 1000. Half an hour and more on one core.
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
+from tables import write_lines
 
 from affscl.labels.clustering import pseudo_labels
 from affscl.labels.neighbours import nearest_faiss
@@ -71,10 +71,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     line = measure(arguments.n, arguments.d)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, line, lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(line)
+    write_lines(arguments.out, [line])
     print(line)
 
 

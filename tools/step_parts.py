@@ -6,13 +6,13 @@ The loop's way, Adam in one fused operation, and the network compiled, in turn. 
 line a way: milliseconds of the processor, medians. About a minute on one quiet core, most of it to compile.
 """
 
-import csv
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tables import write_lines
 
 from affscl.criteria.factory import make_criterion
 from affscl.model.extraction import flushed_denormals
@@ -79,10 +79,7 @@ def main():
             | about
         )
         print(lines[-1], flush=True)
-    with TARGET.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_lines(TARGET, lines)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ..data.store import try_crop
 from ..labels.neighbours import unit_rows
 from ..model.extraction import extract
 from ..model.network import AFF
+from ..model.weights import write_safely
 
 # %% ../../nbs/80_gallery.ipynb #3e2e71a1
 def fingerprint(
@@ -166,18 +167,10 @@ def _manifest(folder: Path) -> dict:
         raise ValueError(f"{folder / MANIFEST} is not the manifest of a gallery: {error!r}") from None
 
 # %% ../../nbs/80_gallery.ipynb #17acf6a2
-def _synced(path: Path) -> int:  # its size in bytes
-    """Have the system put a file or folder on the disk."""
-    with suppress(PermissionError):  # Windows opens no folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError:
-            if path.is_file() and os.name != "nt":
-                raise
-        finally:
-            os.close(handle)
-    return path.stat().st_size
+def _write_table(path: Path, table: Sequence[Entry]) -> None:
+    """A line for each crop; paths may hold any bytes."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([Entry._fields, *table])
 
 # %% ../../nbs/80_gallery.ipynb #57fed652
 def _fitting(model: AFF, features: Tensor | np.ndarray) -> Tensor:
@@ -346,16 +339,11 @@ class Gallery(_Searchable):
         folder.mkdir(parents=True, exist_ok=True)
         old = _manifest(folder) if (folder / MANIFEST).is_file() else {}
         names = {"index": f"index-{token}.faiss", "table": f"table-{token}.csv"}
-        with open(folder / names["table"], "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([Entry._fields, *self.table])
-        faiss.write_index(self.index, str(folder / names["index"]))
-        sizes = {name: _synced(folder / name) for name in names.values()}
+        write_safely(folder / names["table"], lambda part: _write_table(part, self.table))
+        write_safely(folder / names["index"], lambda part: faiss.write_index(self.index, str(part)))
+        sizes = {name: (folder / name).stat().st_size for name in names.values()}
         manifest = {"format": 1, "fingerprint": self.fingerprint, "crops": len(self), **names, "bytes": sizes}
-        draft = folder / f"{MANIFEST}.{token}"
-        draft.write_text(json.dumps(manifest, indent=1) + "\n")
-        _synced(draft)
-        os.replace(draft, folder / MANIFEST)
-        _synced(folder)
+        write_safely(folder / MANIFEST, lambda part: part.write_text(json.dumps(manifest, indent=1) + "\n"))
         for name in ("index", "table"):
             with suppress(OSError, KeyError):  # a reader may hold the old files open
                 (folder / old[name]).unlink()

@@ -63,7 +63,7 @@ def test_every_option_is_tried():
     assert set(FIXED_BY_TABLE8) <= tried
 
 
-@pytest.mark.parametrize("options", variants(), ids=str)
+@pytest.mark.parametrize("options", list(variants()), ids=str)
 def test_bytes_in_and_the_same_vectors_out(options):
     network = trained(**options)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -79,7 +79,7 @@ def test_bytes_in_and_the_same_vectors_out(options):
 
 
 @LONG  # 20 seconds each
-@pytest.mark.parametrize("options", variants(), ids=str)
+@pytest.mark.parametrize("options", list(variants()), ids=str)
 def test_files_of_every_option(tmp_path, options):
     network = trained(**options)
     assert save_program(network, tmp_path / "x.pt2") < 1e-5

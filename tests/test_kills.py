@@ -130,15 +130,16 @@ def hold(run, held):
     time.sleep(600)
 
 
-def compete(run, start, done, got):
-    start.wait(120)
-    try:
-        claim(run)
-        with got.get_lock():
-            got.value += 1
-    except FileExistsError as error:
-        assert "being written by process" in str(error)
-    done.wait(120)
+def compete(runs, together, got):
+    for run in runs:
+        together.wait(120)
+        try:
+            claim(run)
+            with got.get_lock():
+                got.value += 1
+        except FileExistsError as error:
+            assert "being written by process" in str(error)
+    together.wait(120)
 
 
 class TestClaims:
@@ -184,14 +185,17 @@ class TestClaims:
         assert "elsewhere (if that is over, delete" in living_owner(tmp_path)
 
     def test_of_many_at_once_one_gets_it(self, tmp_path):
-        (tmp_path / CLAIM).write_text("{}")  # stale, to be taken over
-        start, done, got = FORK.Barrier(4), FORK.Barrier(4), FORK.Value("i", 0)
-        many = [FORK.Process(target=compete, args=(tmp_path, start, done, got)) for _ in range(4)]
+        runs = [tmp_path / str(number) for number in range(40)]
+        for run in runs[::2]:  # half are stale and to be taken over, half are free
+            run.mkdir()
+            (run / CLAIM).write_text("{}")
+        together, got = FORK.Barrier(6), FORK.Value("i", 0)
+        many = [FORK.Process(target=compete, args=(runs, together, got)) for _ in range(6)]
         for process in many:
             process.start()
         for process in many:
             process.join(120)
-        assert [process.exitcode for process in many] == [0] * 4 and got.value == 1
+        assert [process.exitcode for process in many] == [0] * 6 and got.value == len(runs)
 
     def test_a_start_that_fails_leaves_nothing_and_one_that_crashed_is_started_again(self, config, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -8,9 +8,11 @@ __all__ = ['STATE', 'PREVIOUS', 'CLAIM', 'save_state', 'State', 'read_state', 'l
            'new_run', 'begin_run', 'end_run', 'state_to_continue']
 
 # %% ../../nbs/52_runs.ipynb #cbd773ca
+import hashlib
 import json
 import os
 import platform
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -222,6 +225,12 @@ def living_owner(
     return None
 
 
+def _one_at_a_time(run: Path) -> FileLock:
+    """A lock of this machine that the system takes back when its process dies. It lies outside the run's folder."""
+    name = hashlib.sha256(f"{getattr(os, 'getuid', int)()} {run.resolve()}".encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"affscl-{name}.lock")
+
+
 def _enter(draft: Path, path: Path) -> None:
     """Give a draft its name. FileExistsError: the name is taken."""
     try:
@@ -246,19 +255,15 @@ def claim(
     except OSError as error:
         raise OSError(f"cannot write into {run}: {error}") from error
     try:
-        while True:
-            with suppress(FileExistsError):
-                _enter(draft, path)
-                return
-            if owner := living_owner(run):
-                raise FileExistsError(f"{run} is being written by {owner}: wait for it, or name another folder")
-            aside = draft_of(path)
-            with suppress(FileNotFoundError):  # somebody else was quicker to take it over
-                stale = path.read_bytes()
-                os.rename(path, aside)
-                if aside.read_bytes() != stale:  # no: that was a new claim
-                    _enter(aside, path)
-                aside.unlink()
+        with _one_at_a_time(run):
+            if path.exists() and not living_owner(run):
+                path.unlink()
+            _enter(draft, path)
+    except FileExistsError:
+        owner = living_owner(run) or "a process that began just now"
+        raise FileExistsError(
+            f"{run} is being written by {owner}: wait for it, or name another folder"
+        ) from None
     finally:
         draft.unlink()
 

@@ -261,9 +261,7 @@ def claim(
             _enter(draft, path)
     except FileExistsError:
         owner = living_owner(run) or "a process that began just now"
-        raise FileExistsError(
-            f"{run} is being written by {owner}: wait for it, or name another folder"
-        ) from None
+        raise FileExistsError(f"{run} is being written by {owner}: wait for it, or name another folder") from None
     finally:
         draft.unlink()
 

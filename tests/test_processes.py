@@ -8,10 +8,12 @@ import threading
 from dataclasses import asdict, replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from affscl.data.synthetic import make_dataset
+from affscl.model.network import load_model
 from affscl.training import processes
 from affscl.training.config import RECIPES
 from affscl.training.loop import train
@@ -25,6 +27,7 @@ from affscl.training.processes import (
     stop_when_asked,
 )
 from affscl.training.runs import load_config, read_history
+from long_forms import LONG
 
 TINY = replace(RECIPES["tiny"], device="cpu")
 
@@ -142,20 +145,75 @@ class TestStopWhenAsked:
         assert seen == [before]
 
 
-def test_two_processes_agree_with_one(tmp_path):
+MEMORIES = dict(p=4, k=4, iterations=3, epochs=3, k1=10, eps=0.7, lr=1e-4)
+SOURCE = dict(source="synthetic", world_ids=24, world_cams=3)
+LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each of two processes
+    "best": (dict(camera_norm=True, mirror=True, camera_links=1.0, links_from=2, negatives="camera"), 8),
+    "across cameras": (dict(camera_norm=True, camera_map=True, crossing=True), 8),
+    "clusters": ({}, 8),
+    "hhcl": (dict(criterion="hhcl", hard_reference="hard"), 8),
+    "cluster contrast": (dict(criterion="cluster_contrast"), 8),
+    "supervised": (dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1), 8),
+    "joint": (SOURCE | dict(adapt="joint"), 4),
+    "joint, one norm": (SOURCE | dict(adapt="joint", domain_norm=False), 8),
+    "pretrain": (SOURCE | dict(adapt="pretrain"), 8),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("across cameras", "joint") else LONG) for name in LAYOUTS]
+)
+def test_two_processes_agree_with_one(name, tmp_path):
     # BatchNorm sees half a batch in each of two processes, which one process imitates with bn_chunk.
     world = make_dataset(tmp_path / "market", n_ids=24, n_cams=3, seed=5)
-    config = replace(TINY, dataset="market1501", data=str(world), iterations=2, epochs=1, p=4, k=4, k1=10, eps=0.7)
-    one = train(replace(config, bn_chunk=config.p * config.k // 2), tmp_path / "one").history[1]
+    changes, chunk = LAYOUTS[name]
+    config = replace(TINY, dataset="market1501", data=str(world), **MEMORIES, **changes)
+    one = train(replace(config, bn_chunk=chunk), tmp_path / "one")
     script = tmp_path / "main.py"
     script.write_text(
         f"from affscl import Config, train\ntrain(Config(**{asdict(config)!r}), {str(tmp_path / 'two')!r})\n"
     )
     done = launch(script, 29511)
     assert done.returncode == 0, done.stderr[-3000:]
-    two = read_history(tmp_path / "two")[1]
-    assert two["clusters"] == one["clusters"]
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    two = read_history(tmp_path / "two")
+    for mine, theirs in zip(one.history[1:], two[1:], strict=True):
+        assert mine["clusters"] == theirs["clusters"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    states = one.model.state_dict(), load_model(tmp_path / "two").state_dict()
+    for key, value in states[0].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, states[1][key], rtol=0, atol=5e-3 * float(value.abs().max()) + 1e-7)
+
+
+def test_a_frozen_process_is_not_waited_for(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        f"""
+import os, signal
+import torch.distributed as dist
+from affscl import Config
+from affscl.training.processes import make_accelerator, watching_others
+accelerator = make_accelerator(Config(**{asdict(TINY)!r}))
+with watching_others(accelerator, patience=1.0):
+    if accelerator.process_index == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513", str(script)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    said = ""
+    try:
+        for line in process.stderr:
+            said += line
+            if "has been stopped" in line:
+                break
+        assert "Process 1 of this run (pid " in said and "--resume" in said, said[-2000:]
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait(60)
 
 
 class TestPrecision:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Groups', 'GroupedNorm', 'in_bytes', 'names_in', 'own_numbers', 'matched_by_name', 'CamerasByName', 'CameraStatistics',
-           'CameraNorm', 'CameraMap', 'MapHolder', 'group_norms']
+           'AllRows', 'CameraNorm', 'CameraMap', 'MapHolder', 'group_norms']
 
 # %% ../../nbs/13_norms.ipynb #18232bbf
 import copy
@@ -16,6 +16,7 @@ from typing import Any
 # %% ../../nbs/13_norms.ipynb #13a1b2c3
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -212,13 +213,40 @@ class CameraStatistics(CamerasByName, nn.BatchNorm1d):
         return self.camera_mean.any(1)
 
 # %% ../../nbs/13_norms.ipynb #9ab32b2d
+class AllRows(torch.autograd.Function):
+    """The rows of all processes; backward, a row gets what all of them ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """(n, ...) rows of this process; returns (processes * n, ...)."""
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradients of all rows; returns those of this process's rows, added up over processes."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank() * ctx.count :][: ctx.count]
+
+# %% ../../nbs/13_norms.ipynb #4b869703
 class CameraNorm(CameraStatistics):
     """A neck whose mean and variance are each camera's own (Zhuang et al. 2020), those of all for unknown cameras."""
 
     enough = 4  # crops of a camera in a batch, for statistics of their own
+    processes = 1  # how many share a batch in training
 
     def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
         """Normalise `x` (n, dim) by the statistics of `camids` (n,); None: of all cameras together."""
+        if not self.training or self.processes == 1:
+            return self.normalised(x, camids)
+        everyone = None if camids is None else AllRows.apply(camids.to(x.device))
+        return self.normalised(AllRows.apply(x), everyone)[dist.get_rank() * len(x) :][: len(x)]
+
+    def normalised(self, x: Tensor, camids: Tensor | None) -> Tensor:
+        """`forward` of a whole batch."""
         before = self.running_mean.clone(), self.running_var.clone()
         shared = super().forward(x)
         if camids is None:

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from long_forms import LONG
 
 from affscl.data.synthetic import make_dataset
 from affscl.model.network import load_model
@@ -27,7 +28,6 @@ from affscl.training.processes import (
     stop_when_asked,
 )
 from affscl.training.runs import load_config, read_history
-from long_forms import LONG
 
 TINY = replace(RECIPES["tiny"], device="cpu")
 

@@ -225,7 +225,7 @@ class AllRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """The gradients of all rows; returns those of this process's rows, added up over processes."""
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)

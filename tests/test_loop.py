@@ -16,6 +16,7 @@ from PIL import Image
 
 from affscl.data.datasets import market_samples
 from affscl.data.synthetic import make_dataset
+from affscl.labels.kept import kept_epochs, labels_file
 from affscl.model.network import load_model
 from affscl.scores.benchmark import evaluate_model
 from affscl.training import loop as training
@@ -57,7 +58,9 @@ class TestRun:
             "model.safetensors",
             "resume.safetensors",
             "resume.previous.safetensors",
+            "labels",
         }
+        assert kept_epochs(done.run) == [1, 2]
         assert load_config(done.run).eps == SHORT.eps
 
     def test_metrics_have_a_row_before_training_and_one_an_epoch(self, done):
@@ -212,6 +215,7 @@ class TestResume:
         with pytest.warns(UserWarning, match="damaged.*going on from the state before it, of epoch 1"):
             again = train(short, resume=run)
         assert same(again.model.state_dict(), done.model.state_dict())
+        assert labels_file(run, 2).read_bytes() == labels_file(done.run, 2).read_bytes()
         assert [row["epoch"] for row in read_history(run)] == [0, 1, 2]
         with pytest.raises(ValueError, match="damaged"):
             (run / "model.safetensors").write_bytes(damage((run / "model.safetensors").read_bytes()))
@@ -230,10 +234,10 @@ class TestResume:
             train(short, resume=run)
         for name in ("resume.safetensors", "resume.previous.safetensors"):
             (run / name).unlink()
-        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
         with pytest.raises(ValueError, match="2 finished epochs, but resume.safetensors"):
             train(short, resume=run)
-        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+        assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
     @pytest.mark.parametrize(
         "edit",

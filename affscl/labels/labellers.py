@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Labeller', 'cluster_labeller', 'chosen_settings', 'true_labels', 'joint_labels', 'joint_labeller', 'LabelSettings',
-           'is_joint', 'make_labeller']
+           'is_joint', 'reads_truth', 'make_labeller']
 
 # %% ../../nbs/24_labellers.ipynb #366c956f
 from collections.abc import Callable, Sequence
@@ -127,13 +127,20 @@ def is_joint(
     """Whether source and target are trained on together."""
     return bool(config.source) and config.adapt == "joint"
 
+
+def reads_truth(
+    config: LabelSettings,
+) -> bool:
+    """Whether all labels are true ones: they were asked for, or the source is alone."""
+    return config.labels == "truth" or bool(config.source) and config.adapt == "source"
+
 # %% ../../nbs/24_labellers.ipynb #8ce289f6
 def make_labeller(
     config: LabelSettings,  # a `Config`: its ClusterOptions are read too
     samples: Sequence[Sample],  # the training crops; pids are read only for labels="truth", and of the source
 ) -> Labeller:
     """Who labels the training crops before an epoch. Raises ValueError if the truth is asked for and unknown."""
-    if config.labels == "truth" or (config.source and config.adapt == "source"):
+    if reads_truth(config):
         truth = true_labels(samples)
         return lambda features, epoch: truth
     camids = [sample.camid for sample in samples if sample.domain == TARGET]

@@ -365,6 +365,7 @@ def cluster_montage(
     pids: Array | None = None,  # (n,) true persons, for the frames
     clusters: Sequence[int] | None = None,  # which to show; None: the six largest
     columns: int = 10,  # crops of each, at most
+    notes: Mapping[int, str] | None = None,  # what to write beside a cluster; None: how many crops it has here
 ) -> Figure:
     """Draw a line of crops for each cluster; frames say who belongs to its most frequent person."""
     pixels, labels = as_pixels(images), as_array(labels)
@@ -378,7 +379,8 @@ def cluster_montage(
     for line, cluster in zip(axes, clusters):
         members = np.flatnonzero(labels == cluster)
         right = None if pids is None else pids[members] == np.bincount(pids[members] - pids.min()).argmax() + pids.min()
-        line[0].set_ylabel(f"cluster {cluster}\n{len(members)} crops", fontsize=8)
+        note = f"{len(members)} crops" if notes is None else notes[cluster]
+        line[0].set_ylabel(f"cluster {cluster}\n{note}", fontsize=8)
         for j, ax in enumerate(line):
             draw_crop(
                 ax,

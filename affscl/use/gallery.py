@@ -144,7 +144,7 @@ def _names(entry: Entry) -> set[str]:
     return named | (set() if entry.camid is None else {str(entry.camid)})
 
 # %% ../../nbs/80_gallery.ipynb #111a2fc8
-def camera_label(entry: Entry) -> str | int | None:
+def camera_label(entry: Entry | Sample) -> str | int | None:
     """What to call the camera of a crop: its name, without the dataset's, or its number; None: unknown."""
     return entry.camera.split(":", 1)[-1] if entry.camera else entry.camid
 

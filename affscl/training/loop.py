@@ -98,7 +98,6 @@ def train_epoch(
     used = replace(config, **chosen)
     quality = report(labels, crops, used) | chosen
     quality |= {} if job.query else signs_without_query(labels, crops, used, features)
-    job.labels.clear()
     job.labels[epoch] = labels
     clock.lap("label")
     cameras = [crop.camid for crop in crops]
@@ -158,7 +157,7 @@ def of_all(
         (domains,) = whole_batch(job.accelerator, [domains], sections)
     return Output(*parts), targets, (domains, camids)
 
-
+# %% ../../nbs/55_loop.ipynb #7b9edd82
 def epoch_batches(
     job: "Job",  # the parts of the run
     config: Config,  # reads p, k, iterations, camera_sampling, the augmentation's settings and the seed
@@ -371,6 +370,7 @@ def finish_epoch(
         clock.lap("evaluate")
         metrics["seconds"] |= clock.laps
     from_main(job.accelerator, lambda: write_epoch(job, config, run, [*history, metrics]))
+    job.labels.clear()
     return metrics
 
 

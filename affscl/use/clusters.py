@@ -222,7 +222,7 @@ class ClusterArguments:
     count: int = 12  # clusters in each picture
     device: str = "auto"  # auto, cpu, cuda, mps
 
-
+# %% ../../nbs/82_clusters.ipynb #488be4eb
 def clusters_run(
     arguments: ClusterArguments,  # whose clusters, and where to write
 ) -> list[Line]:  # a line for each crop

@@ -35,14 +35,7 @@ from ..model.norms import CameraNorm
 from ..model.weights import write_tensors
 from ..scores.benchmark import can_score, logged_scores
 from .config import Config
-from affscl.training.loading import (
-    data_changed,
-    draw_batches,
-    load_data,
-    loading_problems,
-    run_record,
-    train_loader,
-)
+from .loading import data_changed, draw_batches, load_data, loading_problems, run_record, train_loader
 from affscl.training.processes import (
     device_name,
     extract_shared,
@@ -67,7 +60,6 @@ from affscl.training.progress import (
     report,
     require_numbers,
     results_table,
-    signs_without_query,
     warn_without_weights,
 )
 from affscl.training.runs import (
@@ -96,8 +88,7 @@ def train_epoch(
     clock.lap("extract")
     labels, chosen = from_main(job.accelerator, lambda: (job.labeller(features, epoch), chosen_settings(job.labeller)))
     used = replace(config, **chosen)
-    quality = report(labels, crops, used) | chosen
-    quality |= {} if job.query else signs_without_query(labels, crops, used, features)
+    quality = report(labels, crops, used, None if job.query else features) | chosen
     job.labels[epoch] = labels
     clock.lap("label")
     cameras = [crop.camid for crop in crops]
@@ -344,10 +335,8 @@ def continued(
         warnings.warn(f"scores before and after epoch {state.about['epoch']} do not compare: {part}", stacklevel=2)
     for name in ("threads", "processes"):
         if before[name] != now[name]:
-            warnings.warn(
-                f"{run} began with {before[name]} {name} and goes on with {now[name]}: it rounds otherwise",
-                stacklevel=2,
-            )
+            told = f"{run} began with {before[name]} {name} and goes on with {now[name]}: it rounds otherwise"
+            warnings.warn(told, stacklevel=2)
     state.fill(job.network, job.optimizer, job.accelerator.scaler, job.criterion)
     if job.accelerator.is_main_process:
         history = mended_history(run, state)

@@ -13,7 +13,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["data", "model", "labels", "criteria", "scores", "training", "studies", "use"]

@@ -333,10 +333,14 @@ class TestModes:
             path = tmp_path / f"a.{kind}"
             if kind in ("webp", "gif") and mode.startswith("I;16"):
                 continue  # Pillow itself writes white
+            if kind == "png" and mode == "I":
+                continue  # until Pillow 13 that is a file of 16 bits, in which these numbers are nearly black
             try:
                 image.save(path)
+                with Image.open(path) as again:
+                    again.load()
             except (OSError, ValueError):
-                continue  # there is no such kind of this mode
+                continue  # there is no such kind of this mode, or Pillow does not read its own (YCbCr in tif, 12.3)
             with Image.open(path) as again:
                 exact = kind not in ("jpg", "webp", "gif") and again.mode == mode
             crop = load_crop(path, 16, 32)

@@ -89,17 +89,17 @@ def paint_upright(panorama: Panorama, wall: RGB) -> None:
         for _ in range(90):
             x, y, r = rng.uniform(0, w), rng.uniform(-0.2, 1) * level, rng.uniform(0.04, 0.14) * unit
             draw.ellipse([x - r, y - r, x + r, y + r], fill=shift_colour(wall, rng.uniform(-35, 30)))
-        for x in rng.uniform(0, w, 9):
+        for x in rng.uniform(0, w, 9).tolist():
             draw.rectangle([x, 0, x + 0.05 * unit, level], fill=(84, 68, 54))
         return
     if kind == "wall":
-        for row, y in enumerate(np.arange(0, level, unit / 16)):
+        for row, y in enumerate(np.arange(0, level, unit / 16).tolist()):
             draw.line([0, y, w, y], fill=shift_colour(wall, -28), width=2)
-            for x in np.arange(row % 2 * unit / 14, w, unit / 7):
+            for x in np.arange(row % 2 * unit / 14, w, unit / 7).tolist():
                 draw.line([x, y, x, y + unit / 16], fill=shift_colour(wall, -28), width=2)
         return
     step = {"street": 0.42, "hall": 0.75, "crossing": 0.6, "shop": 0.9}[kind] * unit
-    for x in np.arange(rng.uniform(0, step), w, step):
+    for x in np.arange(rng.uniform(0, step), w, step).tolist():
         tone = shift_colour(wall, rng.uniform(-60, 45))
         if kind == "street":
             draw.rectangle([x, -1, x + 0.45 * step, 0.7 * level], fill=shift_colour(tone, -25))
@@ -120,7 +120,7 @@ def paint_ground(panorama: Panorama, ground: RGB) -> None:
         draw.polygon([(x, level + y * unit) for x, y in path], fill=(176, 160, 132))
         return
     if kind == "crossing":
-        for x in np.arange(0, w, 0.5 * unit):
+        for x in np.arange(0, w, 0.5 * unit).tolist():
             top, bar = level + 0.05 * unit, 0.2 * unit
             draw.polygon([(x, top), (x + bar, top), (x + 1.5 * bar, h), (x - 0.1 * bar, h)], fill=(206, 206, 202))
         return
@@ -128,7 +128,7 @@ def paint_ground(panorama: Panorama, ground: RGB) -> None:
     while y < h:
         draw.line([0, y, w, y], fill=line, width=2)
         y, gap = y + gap, gap * 1.45
-    for x in np.arange(-w, 2 * w, rng.uniform(0.18, 0.3) * unit):
+    for x in np.arange(-w, 2 * w, rng.uniform(0.18, 0.3) * unit).tolist():
         draw.line([w / 2 + (x - w / 2) * 0.6, level, x, h], fill=line, width=2)
     draw.rectangle([0, level, w, level + 0.02 * unit], fill=shift_colour(ground, -60))
 

@@ -186,6 +186,7 @@ def epoch(config, patch, between=lambda criterion: None):
             train=SimpleNamespace(samples=SAMPLES),
             query=SAMPLES,
             labeller=lambda features, epoch: LABELS,
+            labels={},
         )
         assert training.train_epoch(job, config, 1)["devices"] == {"cuda"}
     return model, lasting or made[-1], optimizer

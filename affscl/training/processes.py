@@ -87,10 +87,10 @@ def whole_batch(
     sections: int = 1,  # equal sections of each part that stand side by side in the batch: 2 for source and target
 ) -> list[Tensor]:  # (processes * b, ...) each: the whole batch, in the order of one process
     """The same tensors of the whole batch, in every process; the gradient of its own rows counts for all processes."""
-    count, rank = accelerator.num_processes, accelerator.process_index
+    count = accelerator.num_processes
     if count == 1:
         return list(parts)
-    batch = []
+    batch, rank = [], accelerator.process_index
     for part in parts:
         rows = list(accelerator.gather(part.detach().to(accelerator.device).contiguous()).chunk(count))
         if part.requires_grad:

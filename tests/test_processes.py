@@ -32,18 +32,19 @@ from affscl.training.runs import load_config, read_history
 TINY = replace(RECIPES["tiny"], device="cpu")
 
 
-def launch(script, port):
+def in_two_processes(script):
+    """The command that runs a script in two processes, on a port that is free."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+
+
+def launch(script):
     """Run a script in two processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--master_port={port}",
-        str(script),
-    ]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        in_two_processes(script),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
@@ -111,7 +112,7 @@ except ValueError as error:
     open({str(tmp_path)!r} + f"/{{rank}}", "w").write(str(error))
 """
     )
-    done = launch(script, 29512)
+    done = launch(script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / name).read_text() for name in "01"] == ["nobody waits"] * 2
 
@@ -154,9 +155,8 @@ LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each 
     "hhcl": (dict(criterion="hhcl", hard_reference="hard"), 8),
     "cluster contrast": (dict(criterion="cluster_contrast"), 8),
     "supervised": (dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1), 8),
-    "joint": (SOURCE | dict(adapt="joint"), 4),
-    "joint, one norm": (SOURCE | dict(adapt="joint", domain_norm=False), 8),
-    "pretrain": (SOURCE | dict(adapt="pretrain"), 8),
+    "joint": (SOURCE | dict(adapt="joint"), 4),  # without domain_norm no chunk of one process holds both domains
+    "pretrain": (dict(source="market1501", adapt="pretrain"), 8),
 }
 
 
@@ -167,18 +167,19 @@ def test_two_processes_agree_with_one(name, tmp_path):
     # BatchNorm sees half a batch in each of two processes, which one process imitates with bn_chunk.
     world = make_dataset(tmp_path / "market", n_ids=24, n_cams=3, seed=5)
     changes, chunk = LAYOUTS[name]
-    config = replace(TINY, dataset="market1501", data=str(world), **MEMORIES, **changes)
+    source = str(make_dataset(tmp_path / "source", n_ids=20, n_cams=3, seed=6)) if name == "pretrain" else None
+    config = replace(TINY, dataset="market1501", data=str(world), source_data=source, **MEMORIES, **changes)
     one = train(replace(config, bn_chunk=chunk), tmp_path / "one")
     script = tmp_path / "main.py"
     script.write_text(
         f"from affscl import Config, train\ntrain(Config(**{asdict(config)!r}), {str(tmp_path / 'two')!r})\n"
     )
-    done = launch(script, 29511)
+    done = launch(script)
     assert done.returncode == 0, done.stderr[-3000:]
     two = read_history(tmp_path / "two")
     for mine, theirs in zip(one.history[1:], two[1:], strict=True):
         assert mine["clusters"] == theirs["clusters"]
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5 if mine["epoch"] == 1 else 1e-4)
     states = one.model.state_dict(), load_model(tmp_path / "two").state_dict()
     for key, value in states[0].items():
         if value.is_floating_point():
@@ -200,8 +201,8 @@ with watching_others(accelerator, patience=1.0):
     dist.barrier()
 """
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513", str(script)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(in_two_processes(script), stderr=subprocess.PIPE, text=True, env=environment)
     said = ""
     try:
         for line in process.stderr:

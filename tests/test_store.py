@@ -339,10 +339,9 @@ class TestModes:
                 image.save(path)
                 with Image.open(path) as again:
                     again.load()
+                    exact = kind not in ("jpg", "webp", "gif") and again.mode == mode
             except (OSError, ValueError):
                 continue  # there is no such kind of this mode, or Pillow does not read its own (YCbCr in tif, 12.3)
-            with Image.open(path) as again:
-                exact = kind not in ("jpg", "webp", "gif") and again.mode == mode
             crop = load_crop(path, 16, 32)
             assert crop.shape == (3, 16, 32) and crop.dtype == np.uint8 and crop.std() > 20, kind
             assert not exact or np.array_equal(crop.transpose(1, 2, 0), as_rgb(image)), kind

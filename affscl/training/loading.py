@@ -102,13 +102,14 @@ class TrainBatches(torch.utils.data.Dataset):
         indices = self.batches[i][self.rank * size : (self.rank + 1) * size]
         sections = len({self.store.samples[row].domain for row in indices.tolist()}) if self.processes > 1 else 1
         size //= sections  # source and target stand side by side in the whole batch, and again in each part of it
-        images = []
+        parts = []
         for section, rows in enumerate(np.split(indices, sections)):
             bits = np.random.PCG64((*self.seed, i))
             bits.advance((section * self.processes + self.rank) * size * DRAWS)  # past the crops before these
             drawn = self.options.flip, self.options.pad, self.options.erase
-            images.append(augment(self.store.batch(rows), np.random.Generator(bits), *drawn))
-        return torch.cat(images), torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
+            parts.append(augment(self.store.batch(rows), np.random.Generator(bits), *drawn))
+        images = torch.cat(parts) if sections > 1 else parts[0]  # no copy where there is nothing to join
+        return images, torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
 
 # %% ../../nbs/51_loading.ipynb #6814ce56
 PATIENCE = 120  # seconds to wait for one batch of a worker

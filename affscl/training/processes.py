@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from ..data.store import ImageStore
 from ..model.extraction import extract
 from ..model.network import AFF, NetworkOptions
-from ..model.norms import CameraStatistics
+from ..model.norms import AllRows, CameraStatistics
 from .config import Config
 
 # %% ../../nbs/53_processes.ipynb #97091290
@@ -86,18 +86,12 @@ def whole_batch(
     parts: Sequence[Tensor],  # (b, ...) each: what this process has of a batch
     sections: int = 1,  # equal sections of each part that stand side by side in the batch: 2 for source and target
 ) -> list[Tensor]:  # (processes * b, ...) each: the whole batch, in the order of one process
-    """The same tensors of the whole batch, in every process; the gradient of its own rows counts for all processes."""
+    """The same tensors of the whole batch, in every process."""
     count = accelerator.num_processes
     if count == 1:
         return list(parts)
-    batch, rank = [], accelerator.process_index
-    for part in parts:
-        rows = list(accelerator.gather(part.detach().to(accelerator.device).contiguous()).chunk(count))
-        if part.requires_grad:
-            rows[rank] = part.view_as(part)
-            rows[rank].register_hook(lambda gradient: gradient * count)
-        batch.append(torch.cat(rows).unflatten(0, (count, sections, -1)).transpose(0, 1).flatten(0, 2))
-    return batch
+    rows = [AllRows.apply(part.to(accelerator.device)) for part in parts]
+    return [part.unflatten(0, (count, sections, -1)).transpose(0, 1).flatten(0, 2) for part in rows]
 
 # %% ../../nbs/53_processes.ipynb #af483ca1
 def extract_shared(
@@ -186,12 +180,11 @@ def watching_others(
         since: dict[int, float] = {}
         while not over.wait(min(5.0, patience / 4)):
             for rank, pid in others.items():
-                stopped = False
+                now, stopped = time.monotonic(), False
                 with suppress(psutil.Error):
                     stopped = psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-                since = since | {rank: since.get(rank, time.monotonic())} if stopped else since
-                since = since if stopped else {key: value for key, value in since.items() if key != rank}
-                if stopped and time.monotonic() - since[rank] > patience:
+                since[rank] = since.get(rank, now) if stopped else now
+                if now - since[rank] > patience:
                     print(
                         f"Process {rank} of this run (pid {pid}) has been stopped for {patience:.0f} seconds, and the"
                         " others cannot go on without it: this one ends. Let nothing stop it (kill -STOP, a"

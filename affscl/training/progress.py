@@ -66,8 +66,7 @@ def report(
     labels: np.ndarray,  # int64 (n,), -1: outlier
     samples: Sequence[Sample],  # the n crops
     config: Config,  # reads labels, k1, k2, and for advice eps and min_samples
-    features: Tensor
-    | None = None,  # (n, d) of them, if nothing but the clusters can judge the run; (0,): there are none
+    features: Tensor | None = None,  # (n, d), if nothing but the clusters can judge the run; (0,): none
 ) -> dict:  # clusters, outlier_share, multi_camera_share, ari, nmi; with features also largest_share, silhouette
     """How good the target's labels are (chapter 22). Raises ValueError, with advice, for fewer than two clusters."""
     own = [i for i, sample in enumerate(samples) if sample.domain == TARGET] or list(range(len(samples)))

@@ -76,8 +76,8 @@ def read_labels(
     if not (kept := kept_epochs(run)):
         raise FileNotFoundError(
             f"no labels in {run}: looked for {LABELS}/epoch_*.csv.gz. A run keeps them when it clusters; one of an"
-            " older version, or one that trains on true labels, has none. One epoch more writes them: affscl-train"
-            f" --resume {run} --epochs N"
+            " older version, or one that trains on true labels, has none. The next epoch with clusters writes them:"
+            f" affscl-train --resume {run} --epochs N"
         )
     epoch = kept[-1] if epoch is None else epoch
     if epoch not in kept:

@@ -9,6 +9,7 @@ __all__ = ['OURS', 'ABLATE_HELP', 'table_title', 'published_score', 'markdown_ta
 # %% ../../nbs/73_ablation.ipynb #829ac469
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -23,9 +24,10 @@ from ..scores.figures import BLUE, RED, sweep
 from .catalogue import STUDIES, Setting
 from .statistics import mean_sd, seed_values
 from .sweeps import finish_run, run_study, study_path
-from ..training.cli import guarded, named_recipe, none, option_word
+from ..training.cli import named_recipe, none, option_word, spelled
 from ..training.config import Config
-from ..training.loading import load_data
+from ..training.launch import answered, guarded
+from ..training.loading import load_data, size_problems
 from ..training.runs import write_safely
 
 # %% ../../nbs/73_ablation.ipynb #0d70cdbf
@@ -134,6 +136,8 @@ def ablate_command(
             raise ValueError(
                 "a study runs in one process: for several GPUs start one study on each, with CUDA_VISIBLE_DEVICES"
             )
+        if problems := size_problems(config):
+            raise ValueError("\n  ".join(["this is more than the machine can do:", *problems]))
         reason = can_score(load_data(config))
         if reason:
             raise ValueError(f"nothing to compare: {reason}")
@@ -164,6 +168,9 @@ class AblateArguments(Config):
     keep: bool = False  # keep each run's folder with its weights, under OUT/runs
     verbose: bool = False  # show what each run prints
     seed: tyro.conf.Suppress[int] = 1
+
+    def __post_init__(self) -> None:
+        """Nothing: what was typed is checked as a `Config`, all of it at once."""
 
 
 ABLATE_HELP = """Repeat a table or figure of the paper's section 4 and compare.
@@ -201,11 +208,13 @@ def parse_ablate(
     words: list[str],  # the command line, without the command
 ) -> tuple[AblateArguments, Config]:
     """Read `STUDY [--recipe R] [--seeds 1 2 3] [--out DIR] [--field value ...]`. Raises ValueError for all problems."""
+    if answered("affscl-ablate", words):
+        sys.exit(0)
     start, _ = named_recipe([option_word(words, "recipe") or "tiny"])
     arguments = tyro.cli(
         AblateArguments,
         prog="affscl-ablate",
-        args=words,
+        args=spelled(words, AblateArguments),
         default=AblateArguments(**asdict(start)),
         description=ABLATE_HELP,
     )

@@ -34,7 +34,7 @@ from affscl.studies.stages import (
     precision_costs,
     step_costs,
 )
-from ..training.cli import guarded
+from ..training.launch import guarded
 from ..training.runs import write_safely
 
 # %% ../../nbs/77_bench.ipynb #cbf2f929
@@ -209,9 +209,9 @@ class BenchArguments:
     scaling: str | None = None  # instead: naive and fast versions at rising sizes, into this CSV file; some minutes
 
 
-BENCH_HELP = f"""Measure affscl on this machine: each figure, its limit, and their ratio.
+BENCH_HELP = """Measure affscl on this machine: each figure, its limit, and their ratio.
 
-Stages: {", ".join(f"{name} ({stage.seconds} s)" for name, stage in STAGES.items())}.
+Stages: labels (35 s), scale (90 s), evaluation (10 s), step (60 s), input (40 s), extraction (90 s), precision (50 s).
 The machine should have nothing else to do."""
 
 
@@ -221,7 +221,7 @@ def bench_command(
     """`affscl-bench`: measure stages, print a table, write JSON; or measure growth and write CSV."""
 
     def command(words: list[str]) -> None:
-        arguments = tyro.cli(BenchArguments, prog="affscl-bench", args=words, description=BENCH_HELP)
+        arguments = tyro.cli(BenchArguments, prog="affscl-bench", args=words)
         if arguments.scaling:
             return scaling(arguments.scaling, 500 if arguments.small else 10**9)
         report = bench(arguments.stages, arguments.small)
@@ -229,4 +229,4 @@ def bench_command(
         if arguments.out:
             write_report(report, arguments.out)
 
-    guarded(command, words)
+    guarded(command, words, "affscl-bench")

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'CLUSTERS', 'COLUMNS', 'IGNORED', 'Run', 'plan', 'result_of', 'study_record', 'check_record', 'finish_run',
-           'run_study', 'study_path', 'cell_value', 'read_results', 'add_result', 'unfinished', 'time_left']
+           'run_study', 'study_path', 'cell_value', 'result_line', 'read_results', 'add_result', 'unfinished',
+           'time_left']
 
 # %% ../../nbs/72_sweeps.ipynb #e56769d0
 import csv
 import json
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, replace
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 # %% ../../nbs/72_sweeps.ipynb #fb31298f
 from .catalogue import STUDIES
 from ..training.cli import CHANGEABLE
-from ..training.config import Config
+from ..training.config import Config, read_table, read_text
 from ..training.loop import train
 from ..training.progress import duration
 from ..training.runs import load_config, write_safely
@@ -104,7 +106,7 @@ def check_record(
             f"{path} has no {record.name} beside it to say with which settings it was made: "
             "choose another folder with --out"
         )
-    found = json.loads(json.dumps(asdict(Config()))) | json.loads(record.read_text())
+    found = json.loads(json.dumps(asdict(Config()))) | read_table(record)
     other = {key: value for key, value in wanted.items() if found.get(key) != value}
     if other:
         problems = [f"{key} = {found.get(key)!r} there, {value!r} here" for key, value in other.items()]
@@ -182,20 +184,41 @@ def cell_value(
     return None if text == "" else int(text) if column in ("seed", "best_epoch", "clusters") else float(text)
 
 # %% ../../nbs/72_sweeps.ipynb #0cba38d9
+def result_line(
+    line: dict[str | None, Any],  # a line of the CSV file, as text
+) -> dict[str, Any]:
+    """A finished run. Raises ValueError for a cell that is missing, too much, or cannot be (a mAP above 1)."""
+    if None in line or None in line.values():
+        raise ValueError("it has more or fewer cells than the first line")
+    run = {key: cell_value(key, line.get(key, "")) for key in COLUMNS}
+    shares = [key for key in COLUMNS if "mAP" in key or "rank" in key or key.endswith("_share")]
+    wrong = [key for key in shares if run[key] is not None and not 0 <= run[key] <= 1]
+    wrong += [key for key in ("seed", "mAP") if run[key] is None]
+    wrong += ["seconds"] if run["seconds"] is None or not 0 <= run["seconds"] < 1e12 else []
+    if wrong or not run["setting"]:
+        told = [f"{key}={run[key]!r}" for key in wrong] or ["it names no setting"]
+        raise ValueError(f"{', '.join(told)}: no run ends like that")
+    return run
+
+# %% ../../nbs/72_sweeps.ipynb #a1762478
 def read_results(
     path: str | Path,  # a study's CSV file
 ) -> list[dict]:
     """The finished runs; none if there is no file yet. Raises ValueError for another kind of file."""
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
+    try:
         found = reader.fieldnames or ["nothing"]
         if not {"setting", "seed", "mAP"} <= set(found) <= set(COLUMNS):
-            raise ValueError(
-                f"{path} holds no study: looked for the columns {', '.join(COLUMNS)}, found {', '.join(found)}"
-            )
-        return [{key: cell_value(key, line.get(key) or "") for key in COLUMNS} for line in reader]
+            raise ValueError(f"looked for the columns {', '.join(COLUMNS)}, found {', '.join(found)[:300]}")
+        results = [result_line(line) for line in reader]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} holds no study (line {reader.line_num}): {error}") from None
+    names = [(run["setting"], run["seed"]) for run in results]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path} holds no study: {twice[0][0]}, seed {twice[0][1]} is there twice")
+    return results
 
 # %% ../../nbs/72_sweeps.ipynb #ddf5b809
 def add_result(

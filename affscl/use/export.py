@@ -35,7 +35,7 @@ from ..data.store import ImageStore
 from ..model.extraction import extract
 from ..model.network import AFF, load_model
 from ..model.norms import CameraNorm, GroupedNorm
-from ..training.cli import guarded
+from ..training.launch import guarded
 from ..training.loading import load_data
 from ..training.processes import make_accelerator
 from ..training.runs import load_config, write_safely
@@ -304,16 +304,9 @@ def export_run(
 def export_command(
     words: list[str] | None = None,  # None: the command line of this process
 ) -> None:
-    """`affscl-export`: a run's network for other programs, or its features."""
+    """`affscl-export`: write a run's network as a file for other programs, or its features as a table."""
 
     def command(words: list[str]) -> None:
-        export_run(
-            tyro.cli(
-                ExportArguments,
-                prog="affscl-export",
-                args=words,
-                description="Write a run's network as a file for other programs, or its features as a table.",
-            )
-        )
+        export_run(tyro.cli(ExportArguments, prog="affscl-export", args=words))
 
-    guarded(command, words)
+    guarded(command, words, "affscl-export")

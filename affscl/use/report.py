@@ -37,8 +37,8 @@ from ..model.network import AFF, load_model
 from ..scores.benchmark import can_score, score_features
 from ..scores.figures import as_array, cluster_montage, history, ranked_list, top
 from ..studies.catalogue import PUBLISHED
-from ..training.cli import guarded
 from ..training.config import RECIPES, Config
+from ..training.launch import guarded
 from ..training.loading import load_data
 from ..training.progress import duration, percent
 from ..training.runs import load_config, read_history, write_safely
@@ -103,7 +103,7 @@ def attempted(
         section.missing.append(f"This part is missing: {type(error).__name__}: {error}")
     return section
 
-# %% ../../nbs/85_report.ipynb #63d83ac6
+# %% ../../nbs/85_report.ipynb #0ca30f42
 @dataclass
 class Run:
     """What could be read of a run; what could not is None, with the reason in `missing`."""
@@ -349,7 +349,7 @@ def write_report(
     write_safely(out, lambda part: part.write_text(text, encoding="utf-8"))
     return Path(out)
 
-# %% ../../nbs/85_report.ipynb #02f8906b
+# %% ../../nbs/85_report.ipynb #beb061ec
 @dataclass
 class ReportArguments:
     """Which runs to report on."""
@@ -362,14 +362,12 @@ class ReportArguments:
 def report_command(
     words: list[str] | None = None,  # None: the command line of this process
 ) -> None:
-    """`affscl-report`: one HTML page about runs."""
+    """`affscl-report`: write one HTML page about one run or more."""
 
     def command(words: list[str]) -> None:
-        asked = tyro.cli(
-            ReportArguments, prog="affscl-report", args=words, description="Write one HTML page about one run or more."
-        )
+        asked = tyro.cli(ReportArguments, prog="affscl-report", args=words)
         if not asked.runs:
             raise ValueError("affscl-report needs the folder of a run, as in affscl-report runs/first")
         print(write_report(asked.runs, asked.out or Path(asked.runs[0]) / "report.html", asked.pictures))
 
-    guarded(command, words)
+    guarded(command, words, "affscl-report")

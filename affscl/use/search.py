@@ -23,7 +23,7 @@ from ..data.datasets import Sample, called, compile_pattern, image_files, listin
 from ..data.store import load_crop, try_crop
 from ..model.network import load_model
 from ..scores.figures import crop_axes, draw_crop
-from ..training.cli import guarded
+from ..training.launch import guarded
 from ..training.processes import make_accelerator
 from ..training.runs import load_config
 from .gallery import MANIFEST, Gallery, Hit, camera_label, file_state, fingerprint
@@ -170,10 +170,9 @@ def load_photo(
 def search_command(
     words: list[str] | None = None,  # None: the command line of this process
 ) -> None:
-    """`affscl-search`: find the people of photos among the crops below a folder."""
+    """`affscl-search`: find the person of each photo among the crops below a folder; the index is kept."""
 
     def command(words: list[str]) -> None:
-        about = "Find the person of each photo among the crops below a folder; the index is kept and only grows."
-        search_run(tyro.cli(SearchArguments, prog="affscl-search", args=words, description=about))
+        search_run(tyro.cli(SearchArguments, prog="affscl-search", args=words))
 
-    guarded(command, words)
+    guarded(command, words, "affscl-search")

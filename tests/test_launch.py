@@ -1,0 +1,148 @@
+"""What surrounds a command: errors become messages, output ends no run, --debug and --quiet work everywhere."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from affscl.training.launch import Lasting, guarded
+
+
+def code(command, words=(), capsys=None):
+    with pytest.raises(SystemExit) as stop:
+        guarded(command, list(words))
+    return stop.value.code
+
+
+def raising(error):
+    def command(words):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "error, status, told",
+    [
+        (ValueError("no such thing"), 2, "error: no such thing\n"),
+        (FileNotFoundError(2, "No such file", "x.csv"), 2, "x.csv"),
+        (ModuleNotFoundError("No module named 'faiss'", name="faiss"), 2, "pip install faiss"),
+        (KeyError("fc"), 1, "KeyError in test_launch.py"),
+        (RuntimeError("shapes\n  differ"), 1, "shapes differ"),
+        (RecursionError(), 1, "no reason given"),
+        (MemoryError(), 1, "out of memory"),
+        (ValueError(), 1, "ValueError in"),
+        (OSError(), 1, "OSError in"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "0xff"),
+    ],
+)
+def test_every_error_is_one_message(error, status, told, capsys):
+    assert code(raising(error)) == status
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and told in said and "Traceback" not in said
+
+
+def test_ctrl_c_is_130(capsys):
+    assert code(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    with pytest.raises(KeyError):
+        guarded(raising(KeyError("x")), ["--debug"])
+    monkeypatch.setenv("AFFSCL_DEBUG", "1")
+    with pytest.raises(ValueError):
+        guarded(raising(ValueError("x")), [])
+
+
+def test_a_guard_within_a_guard_leaves_the_error_to_the_outer_one():
+    with pytest.raises(KeyError):
+        guarded(lambda words: guarded(raising(KeyError("x")), words), ["--debug"])
+
+
+def test_the_words_of_all_commands_are_taken_out():
+    seen = []
+    guarded(seen.append, ["--quiet", "a", "--debug"])
+    assert seen == [["a"]]
+
+
+def test_quiet_lets_warnings_through(capsys):
+    levels = []
+
+    def command(words):
+        levels.append(logging.getLogger("affscl").level)
+        warnings.warn("careful", stacklevel=1)
+
+    before = logging.getLogger("affscl").level
+    guarded(command, ["--quiet"])
+    guarded(command, [])
+    assert levels[0] > logging.INFO >= levels[1] and logging.getLogger("affscl").level == before
+    assert capsys.readouterr().err.count("warning: careful") == 2
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437", "utf-8", "latin-1"])
+def test_no_console_is_too_old(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    guarded(lambda words: print("a → b ± λ \ud800"), [])
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding).startswith("a ")
+
+
+def test_a_stream_that_fails_is_dropped():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    stream = Lasting(Full())
+    assert stream.write("four") == 4 and stream.lost.errno == 28
+
+
+def program(text, **more):
+    return subprocess.run([sys.executable, "-c", text], text=True, capture_output=True, timeout=60, **more)
+
+
+WORK = (
+    "from affscl.training.launch import guarded\n"
+    "def work(words):\n"
+    "    for i in range(30_000): print('line', i)\n"
+    "    open({!r}, 'w').write('done')\n"
+    "guarded(work, [])\n"
+)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell with pipes")
+def test_a_closed_pipe_does_not_stop_the_work(tmp_path):
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'set -o pipefail; "$0" -c "$1" 2>&1 | head -1',
+            sys.executable,
+            WORK.format(str(tmp_path / "f")),
+        ],
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (tmp_path / "f").read_text() == "done"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_full_disk_under_the_output_is_told_after_the_work(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", WORK.format(str(tmp_path / "f"))], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (tmp_path / "f").read_text() == "done"
+    assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_output_at_all_is_fine():
+    text = "import sys\nsys.stdout = sys.stderr = None\nfrom affscl.training.launch import guarded\n"
+    assert program(text + "guarded(lambda words: print('x'), [])").returncode == 0

@@ -48,11 +48,13 @@ def run(tmp_path_factory):
 
 def test_train_prints_its_table(run):
     out, done = run
-    lines = done.stdout.strip().splitlines()
+    table, _, after = done.stdout.partition("\nThe run is in ")
+    lines = table.strip().splitlines()
     assert lines[-4].split() == ["mAP", "Rank-1", "Rank-5", "Rank-10"]
     assert [line.split()[0].strip(",") for line in lines[-3:]] == ["start", "best", "last"]
     assert f"{100 * read_history(out)[-1]['mAP']:.1f}" == lines[-1].split()[-4]
     assert sum(line.startswith("epoch") for line in lines) == 2
+    assert all(command in after for command in ("affscl-eval", "affscl-search", "affscl-report", "affscl-export"))
     assert "%|" not in done.stdout + done.stderr, "no progress bars where nobody watches"
 
 

@@ -101,8 +101,9 @@ def parse_train(
     saved = option_word(words, "config")
     if saved == "":
         raise ValueError("--config needs a file of settings, as in --config runs/first/config.json")
-    begins = {"--resume": resume, "--config": saved, "the recipe": words[0] if words and words[0][0:1] != "-" else None}
-    given = [f"{name} {value}" for name, value in begins.items() if value]
+    given = [f"--{name} {value}" for name, value in (("resume", resume), ("config", saved)) if value]
+    if given and words[0][:1] != "-":
+        raise ValueError(f"{given[0]} brings its own settings: leave out the recipe {words[0]!r}")
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)}: each brings all settings, so give one of them")
     start, rest = start_settings(resume, saved, words)

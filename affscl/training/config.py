@@ -272,7 +272,7 @@ def training_problems(
     if max(config.height, config.width) > 4096:
         problems.append(f"height={config.height}, width={config.width}: a crop of a person is at most 4096 pixels long")
     if config.pad >= min(config.height, config.width):
-        problems.append(f"pad={config.pad}: must be smaller than the crops, {config.height} x {config.width}")
+        problems.append(f"pad={config.pad}: must be smaller than height={config.height} and width={config.width}")
     if config.source and config.adapt == "joint" and config.p % 2:
         problems.append(f"p={config.p}: must be even, since source and target give half of a batch each")
     if config.source and config.labels == "truth":

@@ -241,6 +241,7 @@ def _recipe_of(command: Command, words: Sequence[str]) -> dict[str, Any]:
 
 # %% ../../nbs/56_options.ipynb #f982d4d2
 _READ = {"int": int, "float": float}
+_TRUTH = ("yes", "no", "true", "false", "on", "off", "1", "0")  # what some type after a switch
 _SAID = {"int": "a whole number", "float": "a number", "None": "none"}
 
 
@@ -293,7 +294,8 @@ def word_problems(
             continue
         option = options.get(word.replace("_", "-"), switches.get(word.replace("_", "-")))
         following = [value] if joined else []
-        takes = 0 if option and option.kind == "bool" or joined else 1
+        truth = option is not None and option.kind == "bool" and rest and rest[0].lower() in _TRUTH
+        takes = 0 if option and option.kind == "bool" and not truth or joined else 1
         many = option is None or option.many
         while rest and not rest[0].startswith("--") and (many or len(following) < takes):
             following.append(rest.pop(0))

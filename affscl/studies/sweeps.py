@@ -190,7 +190,7 @@ def result_line(
     """A finished run. Raises ValueError for a cell that is missing, too much, or cannot be (a mAP above 1)."""
     if None in line or None in line.values():
         raise ValueError("it has more or fewer cells than the first line")
-    run = {key: cell_value(key, line.get(key, "")) for key in COLUMNS}
+    run: dict[str, Any] = {key: cell_value(key, line.get(key, "")) for key in COLUMNS}
     shares = [key for key in COLUMNS if "mAP" in key or "rank" in key or key.endswith("_share")]
     wrong = [key for key in shares if run[key] is not None and not 0 <= run[key] <= 1]
     wrong += [key for key in ("seed", "mAP") if run[key] is None]

@@ -151,7 +151,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63
     if kind is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and -1e300 < value < 1e300
+        return isinstance(value, Real) and not isinstance(value, bool) and -1e300 < value < 1e300  # type: ignore[operator]
     if kind is str:
         return isinstance(value, (str, os.PathLike)) and "\0" not in os.fspath(value)
     return isinstance(value, kind)

@@ -77,13 +77,6 @@ def loss_problems(
             "negatives = 'camera' is about the rivals in a memory, and the criterion 'cross_entropy_triplet' has none; "
             "leave negatives at 'all'"
         )
-    if name != "cross_entropy_triplet":
-        for f in ("label_smoothing", "margin"):
-            if (value := getattr(options, f)) != (default := getattr(LossOptions, f)):
-                problems.append(
-                    f"{f} = {value!r} is about a classifier, and the criterion {name!r} has "
-                    f"none; leave {f} at {default!r}"
-                )
     if "balance" in asked and name == "hhcl":
         problems.append(
             f"balance = {options.balance!r}, but HHCL has no balance loss; set it to 'auto' or 'off', "

@@ -153,6 +153,7 @@ def next_steps(
     commands = [
         (f"affscl-eval {run} --rerank", "score it again, also re-ranked"),
         (f"affscl-search {run} PHOTO --gallery FOLDER", "find a person by a photo"),
+        (f"affscl-clusters {run}", "look at who was grouped with whom"),
         (f"affscl-report {run}", "all of it on one page"),
         (f"affscl-export {run} onnx", "use the network in another program"),
     ]

@@ -156,7 +156,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, (str, os.PathLike)) and "\0" not in os.fspath(value)
     return isinstance(value, kind)
 
-
+# %% ../../nbs/50_config.ipynb #fd5b209b
 def _type_words(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is tuple:

@@ -182,6 +182,7 @@ COMMANDS = {
     "affscl-train": Command("affscl.training.cli", "train_command", "TrainArguments", recipe_first=True),
     "affscl-eval": Command("affscl.training.cli", "eval_command", "EvalArguments"),
     "affscl-search": Command("affscl.use.search", "search_command", "SearchArguments"),
+    "affscl-clusters": Command("affscl.use.clusters", "clusters_command", "ClusterArguments"),
     "affscl-report": Command("affscl.use.report", "report_command", "ReportArguments"),
     "affscl-export": Command("affscl.use.export", "export_command", "ExportArguments"),
     "affscl-ablate": Command("affscl.studies.ablation", "ablate_command", "AblateArguments"),
@@ -239,7 +240,7 @@ def report() -> None:
 
 def clusters() -> None:
     """`affscl-clusters`."""
-    _run("affscl.use.clusters", "clusters_command")
+    start("affscl-clusters")
 
 
 def export() -> None:

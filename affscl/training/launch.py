@@ -130,7 +130,7 @@ def guarded(
             print(f"error: {message}", file=sys.stderr)
             sys.exit(status)
 
-
+# %% ../../nbs/57_launch.ipynb #67bcffb7
 _inside: list[bool] = []
 
 

@@ -309,7 +309,7 @@ def word_problems(
             problems += [told for each in following if (told := value_problem(option, each))]
     return problems + _free_problems(places, free)
 
-
+# %% ../../nbs/56_options.ipynb #592ece7a
 def _free_problems(places: Sequence[Option], free: Sequence[str]) -> list[str]:
     """What is wrong with words without an option: too many, too few, of a wrong kind."""
     if not any(option.many for option in places):

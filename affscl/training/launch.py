@@ -56,7 +56,7 @@ class Lasting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-
+# %% ../../nbs/57_launch.ipynb #d0077347
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Let standard output and error be `Lasting`; status 1 in the end if output went lost, unless to a closed pipe."""

@@ -195,14 +195,14 @@ def _kind_word(kind: str) -> str:
     word = "|".join(named.get(word, word) for word in plain)
     return f"{word} ..." if kind.startswith("tuple") else word
 
-
+# %% ../../nbs/56_options.ipynb #38b9e37a
 def _shown(default: Any) -> str:
     """A default as it would be typed."""
     if isinstance(default, (tuple, list)):
         return " ".join(map(str, default)) or "none"
     return "none" if default is None else str(default)
 
-
+# %% ../../nbs/56_options.ipynb #19367b13
 def help_text(
     name: str,  # of the command
     command: Command,

@@ -76,7 +76,7 @@ def lasting_output() -> Iterator[None]:
         print(f"error: the output could not be written: {out.lost}", file=sys.stderr)
         sys.exit(1)
 
-
+# %% ../../nbs/57_launch.ipynb #34023338
 def _discard(stream: Lasting) -> None:
     """Let a stream that nobody reads lead nowhere, so that Python's own flush at its end finds no fault."""
     try:
@@ -143,7 +143,7 @@ def _guarding() -> Iterator[None]:
     finally:
         _inside.pop()
 
-
+# %% ../../nbs/57_launch.ipynb #656750cc
 @contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
     """Warnings as one line each; if `quiet`, of the package's log only results, warnings and errors."""
@@ -157,7 +157,7 @@ def quietly(quiet: bool) -> Iterator[None]:
         finally:
             log.setLevel(before)
 
-
+# %% ../../nbs/57_launch.ipynb #fce9c813
 RESULT = 25  # level of a log record between INFO and WARNING: what somebody who asked for quiet still wants
 
 # %% ../../nbs/57_launch.ipynb #a30d2d1c
@@ -217,42 +217,42 @@ def start(
 
     guarded(command, words)
 
-
+# %% ../../nbs/57_launch.ipynb #cba41260
 def train() -> None:
     """`affscl-train`."""
     start("affscl-train")
 
-
+# %% ../../nbs/57_launch.ipynb #6ee76877
 def evaluate() -> None:
     """`affscl-eval`."""
     start("affscl-eval")
 
-
+# %% ../../nbs/57_launch.ipynb #d7dec3ed
 def search() -> None:
     """`affscl-search`."""
     start("affscl-search")
 
-
+# %% ../../nbs/57_launch.ipynb #8a404536
 def report() -> None:
     """`affscl-report`."""
     start("affscl-report")
 
-
+# %% ../../nbs/57_launch.ipynb #9a65ad90
 def clusters() -> None:
     """`affscl-clusters`."""
     start("affscl-clusters")
 
-
+# %% ../../nbs/57_launch.ipynb #3aa19b05
 def export() -> None:
     """`affscl-export`."""
     start("affscl-export")
 
-
+# %% ../../nbs/57_launch.ipynb #3450b67b
 def ablate() -> None:
     """`affscl-ablate`."""
     start("affscl-ablate")
 
-
+# %% ../../nbs/57_launch.ipynb #3435d4a9
 def bench() -> None:
     """`affscl-bench`."""
     start("affscl-bench")

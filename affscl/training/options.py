@@ -50,7 +50,7 @@ def _parsed(module: str) -> tuple[ast.Module, list[str]]:
     text = path.read_text(encoding="utf-8")
     return ast.parse(text), text.splitlines()
 
-
+# %% ../../nbs/56_options.ipynb #4c10b959
 def _home(module: str, name: str) -> str | None:
     """The module of this package from which `module` imports `name`."""
     for item in _parsed(module)[0].body:
@@ -60,7 +60,7 @@ def _home(module: str, name: str) -> str | None:
             return home if home.startswith("affscl.") else None
     return None
 
-
+# %% ../../nbs/56_options.ipynb #1924f5dc
 def _plain(value: ast.expr | None) -> Any:
     """A default's value if it is written out, otherwise None."""
     try:
@@ -107,7 +107,7 @@ def _constant(name: str) -> Any:
             return _plain(item.value)
     return None
 
-
+# %% ../../nbs/56_options.ipynb #34f40afb
 @cache
 def read_recipes() -> dict[str, dict[str, Any]]:
     """What each recipe changes, from the source of chapter 50."""
@@ -154,12 +154,12 @@ class Command(NamedTuple):
     arguments: str  # the dataclass of its options
     recipe_first: bool = False  # its first word may be a recipe
 
-
+# %% ../../nbs/56_options.ipynb #91a155c0
 def command_options(command: Command) -> list[Option]:
     """All options of a command, those that every command has last."""
     return [*read_options(command.module, command.arguments), *EVERYWHERE]
 
-
+# %% ../../nbs/56_options.ipynb #4fa1dfbe
 def describe(command: Command) -> str:
     """What a command is for: TRAIN_HELP for `train_command` and so on, or else the docstring of that function."""
     found, text = "", command.function.removesuffix("_command").upper() + "_HELP"
@@ -185,7 +185,7 @@ def _entry(option: Option, default: Any, width: int) -> str:
     head = head.ljust(33) + " " + lines.pop(0) if len(head) < 33 else head
     return "\n".join([head, *(" " * 34 + line for line in lines)])
 
-
+# %% ../../nbs/56_options.ipynb #8e34e62d
 def _kind_word(kind: str) -> str:
     """What stands for a value of this type in the help."""
     words = [word.strip() for word in kind.removeprefix("tuple[").removesuffix(", ...]").split("|")]
@@ -267,7 +267,7 @@ def value_problem(
     wanted = " or ".join(_SAID.get(kind, _kind_word(kind).lower()) for kind in kinds)
     return f"{option.typed} takes {wanted}, and {word!r} is none"
 
-
+# %% ../../nbs/56_options.ipynb #077df6d8
 def _near(word: str, choices: Iterable[str]) -> str:
     """A guess at what was meant, as a question; empty without one."""
     near = difflib.get_close_matches(word, list(choices), 1, 0.6)

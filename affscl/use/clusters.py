@@ -29,8 +29,8 @@ from ..model.extraction import extract
 from ..model.network import load_model
 from ..model.weights import write_safely
 from ..scores.figures import cluster_montage, image_grid
-from ..training.cli import guarded
 from ..training.config import NO_SOURCE
+from ..training.launch import guarded
 from ..training.loading import load_data
 from ..training.processes import make_accelerator
 from ..training.runs import load_config
@@ -259,10 +259,9 @@ def clusters_run(
 def clusters_command(
     words: list[str] | None = None,  # None: the command line of this process
 ) -> None:
-    """`affscl-clusters`: tables and pictures of a run's clusters."""
+    """`affscl-clusters`: write each crop's cluster as a table, and pictures of the clusters to look at first."""
 
     def command(words: list[str]) -> None:
-        about = "Write each crop's cluster as a table, and pictures of the clusters to look at first."
-        clusters_run(tyro.cli(ClusterArguments, prog="affscl-clusters", args=words, description=about))
+        clusters_run(tyro.cli(ClusterArguments, prog="affscl-clusters", args=words))
 
-    guarded(command, words)
+    guarded(command, words, "affscl-clusters")

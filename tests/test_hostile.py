@@ -2,18 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from affscl import AFF
+from affscl.data.datasets import Sample
+from affscl.model.weights import read_text
 from affscl.studies.sweeps import COLUMNS, check_record, read_results
 from affscl.training.cli import parse_train
 from affscl.training.config import Config, read_config, value_types
 from affscl.training.loading import size_problems
+from affscl.training.runs import read_history
+from affscl.use.gallery import Gallery
 
 LONG = bool(os.environ.get("AFFSCL_LONG"))
 COMMAND = "import sys; from affscl.training.launch import start; start(sys.argv[1], sys.argv[2:])"
@@ -274,6 +281,71 @@ def test_edited_settings_of_a_study(text, tmp_path):
         check_record(path, {"eps": 0.5})
 
 
+# Texts of metrics.jsonl, the second line broken.
+HISTORIES = [
+    *("{", "[]", "3", "null", '"x"', "{}", '{"epoch": "1"}', '{"epoch": 1.5}', '{"epoch": true}', '{"epoch": NaN}'),
+    *('{"epoch": 1, "loss": Infinity}', '{"epoch": 1, "epoch": 2}', "[" * 50_000, '{"epoch": 1} {"epoch": 2}'),
+    *(b"\xff\xfe", b"\xe9", "\x00", '{"epoch": 1,'),
+]
+
+
+@pytest.mark.parametrize("text", HISTORIES, ids=range(len(HISTORIES)))
+def test_edited_histories(text, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"epoch": 0}\n' + (text if isinstance(text, bytes) else text.encode()) + b'\n{"epoch": 2}\n'
+    )
+    with pytest.raises(ValueError, match="metrics.jsonl") as error:
+        read_history(tmp_path)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("read", [read_history, read_text], ids=["history", "text"])
+def test_what_is_no_file(read, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for make in (lambda: None, path.mkdir, lambda: (path.rmdir(), os.mkfifo(path))):
+        make()
+        with pytest.raises(FileNotFoundError, match="metrics.jsonl"):  # a named pipe would be waited for
+            read(tmp_path if read is read_history else path)
+
+
+# What a gallery's files may have become: name of the file -> its new content from the old.
+GALLERIES = {
+    "a list": ("gallery.json", lambda old: "[]"),
+    "cut": ("gallery.json", lambda old: old[: len(old) // 2]),
+    "no index": ("gallery.json", lambda old: json.dumps(json.loads(old) | {"index": None})),
+    "a number": ("gallery.json", lambda old: json.dumps(json.loads(old) | {"fingerprint": 3})),
+    "sizes": ("gallery.json", lambda old: json.dumps(json.loads(old) | {"bytes": [1, 2]})),
+    "another folder": ("gallery.json", lambda old: json.dumps(json.loads(old) | {"table": "../table.csv"})),
+    "the root": ("gallery.json", lambda old: json.dumps(json.loads(old) | {"table": "/etc/hostname"})),
+    "columns": ("table", lambda old: old.replace("path", "PATH")),
+    "a size": ("table", lambda old: re.sub(r"[0-9]\n", "x\n", old, count=1)),
+    "a field less": ("table", lambda old: re.sub(r",0\n", "#0\n", old, count=1)),
+    "a quote": ("table", lambda old: old[:-2] + '"\n'),
+    "the index": ("index", lambda old: "x" * len(old)),
+}
+
+
+@pytest.mark.parametrize("how", GALLERIES)
+def test_edited_galleries(how, tmp_path):
+    torch.manual_seed(0)
+    model = AFF(backbone="resnet10", height=32, width=16)
+    made = Gallery(model)
+    made.add(
+        [Sample(f"/crops/{i}.jpg", None, 1) for i in range(9)],
+        features=torch.nn.functional.normalize(torch.randn(9, model.dim)),
+    )
+    made.save(tmp_path)
+    name, change = GALLERIES[how]
+    (path,) = [path for path in tmp_path.iterdir() if path.name.startswith(name)]
+    path.write_text(change(path.read_text(encoding="latin-1")), encoding="latin-1")
+    if name != "gallery.json":  # by somebody who keeps its size in step
+        told = json.loads((tmp_path / "gallery.json").read_text())
+        told["bytes"][path.name] = path.stat().st_size
+        (tmp_path / "gallery.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        Gallery.load(tmp_path, model)
+
+
 def test_there_are_enough_tries():
     single = len(fields(Config)) * len(VALUES)
-    assert len(TRIES) + len(FILES) + len(STUDIES) >= 170 and single >= 500
+    assert len(TRIES) + len(FILES) + len(STUDIES) + len(HISTORIES) + len(GALLERIES) >= 200 and single >= 500

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .attention import CAM, CASAM, FUSIONS, SplitAttention
 from .backbones import BACKBONES, make_backbone
 from .norms import CameraNorm, Groups, MapHolder, group_norms
-from .weights import load_weights, read_tensors
+from .weights import load_weights, read_table, read_tensors
 
 # %% ../../nbs/14_network.ipynb #d40ba31d
 @dataclass
@@ -240,7 +240,7 @@ def load_model(
         if not (run / name).is_file():
             expected = "expected the folder of a run, as affscl-train writes it"
             raise FileNotFoundError(f"no {name} in {run.absolute()}: {expected}")
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = read_table(run / "config.json")
     about, state = read_tensors(run / "model.safetensors")
     # a run may be older than an option
     options = {field.name: config.get(field.name, field.default) for field in fields(NetworkOptions)}

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # %% ../../nbs/72_sweeps.ipynb #fb31298f
+from ..model.weights import read_table, read_text
 from .catalogue import STUDIES
 from ..training.cli import CHANGEABLE
-from ..training.config import Config, read_table, read_text
+from ..training.config import Config
 from ..training.loop import train
 from ..training.progress import duration
 from ..training.runs import load_config, write_safely

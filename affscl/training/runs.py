@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +29,8 @@ from torch.optim import Optimizer
 
 # %% ../../nbs/52_runs.ipynb #43b7a9ce
 from ..data.synthetic import draft_of, sweep
-from ..model.weights import read_tensors, write_safely, write_tensors
-from .config import Config
+from ..model.weights import parse_json, read_table, read_tensors, read_text, write_safely, write_tensors
+from .config import Config, read_config
 from .loading import settings_changed
 
 # %% ../../nbs/52_runs.ipynb #1aa57429
@@ -150,11 +150,7 @@ def load_config(
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in Path(run).iterdir())[:8]) if Path(run).is_dir() else "no such folder"
         raise ValueError(f"{run} is no run's folder: looked for {path}, found {found or 'an empty folder'}")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    unknown = sorted(values.keys() - {field.name for field in fields(Config)})
-    if unknown:
-        raise ValueError(f"{path} holds settings that this version of affscl does not know: {', '.join(unknown)}")
-    return Config(**values)
+    return read_config(path)
 
 # %% ../../nbs/52_runs.ipynb #25ef13a2
 def write_history(
@@ -169,15 +165,14 @@ def write_history(
 def read_history(
     run: str | Path,  # a run's folder
 ) -> list[dict]:  # first the metrics before training, then those of each epoch
-    """What a run's metrics.jsonl holds."""
+    """What a run's metrics.jsonl holds. FileNotFoundError: there is none; ValueError: a line that is no epoch."""
     path = Path(run) / "metrics.jsonl"
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        with suppress(ValueError):
-            rows += [json.loads(line)] if line.strip() else []
-            if not rows or isinstance(rows[-1], dict) and isinstance(rows[-1].get("epoch"), int):
-                continue
-        raise ValueError(f"{path}, line {number}: expected the metrics of an epoch as JSON, found {line[:60]!r}")
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            rows.append(parse_json(line, f"{path}, line {number}"))
+            if not isinstance(rows[-1], dict) or type(rows[-1].get("epoch")) is not int:
+                raise ValueError(f"{path}, line {number}: expected the metrics of an epoch, found {line[:60]!r}")
     return rows
 
 
@@ -212,7 +207,7 @@ def living_owner(
 ) -> str | None:  # None: nobody, or a process that is gone
     """The process that writes into a run's folder now, in words."""
     try:
-        found = json.loads((run / CLAIM).read_text(encoding="utf-8"))
+        found = read_table(run / CLAIM)
         host, pid, started = str(found["host"]), int(found["pid"]), float(found["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none there, or damaged in a crash

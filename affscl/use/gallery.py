@@ -30,7 +30,7 @@ from ..data.store import try_crop
 from ..labels.neighbours import unit_rows
 from ..model.extraction import extract
 from ..model.network import AFF
-from ..model.weights import write_safely
+from ..model.weights import read_table, write_safely
 
 # %% ../../nbs/80_gallery.ipynb #3e2e71a1
 def fingerprint(
@@ -160,10 +160,13 @@ def _manifest(folder: Path) -> dict:
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"no gallery in {folder}: looked for {MANIFEST}. {listing(folder.absolute())}")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        manifest["fingerprint"], manifest["index"], manifest["table"], manifest["bytes"]  # noqa: B018
+        manifest = read_table(folder / MANIFEST)
+        names = sorted([manifest["index"], manifest["table"]])
+        if any(os.path.basename(name) != name for name in names) or sorted(manifest["bytes"]) != names:
+            raise ValueError("index, table and bytes should name the two files beside it")
+        manifest["fingerprint"][:12].encode()
         return manifest
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / MANIFEST} is not the manifest of a gallery: {error!r}") from None
 
 # %% ../../nbs/80_gallery.ipynb #17acf6a2
@@ -316,9 +319,12 @@ def _read_into(gallery: _Searchable, folder: Path) -> None:
         found = (folder / name).stat().st_size if (folder / name).is_file() else "nothing"
         if found != size:
             raise ValueError(f"the gallery in {folder} is damaged: {name} should have {size} bytes, found {found}")
-    with open(folder / manifest["table"], newline="", encoding="utf-8", errors="surrogateescape") as file:
-        gallery.table = [_entry(line) for line in csv.DictReader(file)]
-    gallery.index = faiss.read_index(str(folder / manifest["index"]))
+    try:
+        with open(folder / manifest["table"], newline="", encoding="utf-8", errors="surrogateescape") as file:
+            gallery.table = [_entry(line) for line in csv.DictReader(file, strict=True)]
+        gallery.index = faiss.read_index(str(folder / manifest["index"]))
+    except (ValueError, KeyError, TypeError, RuntimeError, csv.Error) as error:
+        raise ValueError(f"the gallery in {folder} is damaged: {' '.join(repr(error).split())[:200]}") from None
     if len(gallery.table) != gallery.index.ntotal:
         counts = f"{len(gallery)} crops, {gallery.index.ntotal} features"
         raise ValueError(f"the gallery in {folder} is damaged: {counts}")

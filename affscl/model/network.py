@@ -7,7 +7,6 @@ __all__ = ['CHOICES', 'FIXED_BY_TABLE8', 'USELESS_WITHOUT_PARTS', 'NetworkOption
            'make_attention', 'AveragePool', 'GeMPool', 'make_neck', 'Output', 'AFF', 'load_model']
 
 # %% ../../nbs/14_network.ipynb #0e9e9f5c
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence

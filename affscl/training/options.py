@@ -9,7 +9,6 @@ __all__ = ['COMMON', 'EVERYWHERE', 'Option', 'read_options', 'read_recipes', 'Co
 # %% ../../nbs/56_options.ipynb #49eff65e
 import ast
 import difflib
-import importlib.util
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# %% ../../nbs/56_options.ipynb #85742f6c
+from .. import training
 
 # %% ../../nbs/56_options.ipynb #af7c3bec
 class Option(NamedTuple):
@@ -44,9 +46,8 @@ class Option(NamedTuple):
 @cache
 def _parsed(module: str) -> tuple[ast.Module, list[str]]:
     """The tree and the lines of a module of this package."""
-    spec = importlib.util.find_spec("affscl")
-    assert spec is not None and spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0], *module.split(".")[1:]).with_suffix(".py")
+    home = Path(training.__file__ or "").parent.parent  # `affscl` itself may be an older version's leftover folder
+    path = home.joinpath(*module.split(".")[1:]).with_suffix(".py")
     text = path.read_text(encoding="utf-8")
     return ast.parse(text), text.splitlines()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Labeller', 'cluster_labeller', 'chosen_settings', 'true_labels', 'joint_labels', 'joint_labeller', 'LabelSettings',
-           'is_joint', 'reads_truth', 'make_labeller']
+           'is_joint', 'labels_path', 'reads_truth', 'make_labeller']
 
 # %% ../../nbs/24_labellers.ipynb #366c956f
 from collections.abc import Callable, Sequence
@@ -116,7 +116,7 @@ def joint_labeller(
 class LabelSettings(Protocol):
     """The settings of a run that say who labels; a `Config` holds them, beside those of `ClusterOptions`."""
 
-    labels: str  # clusters, or truth
+    labels: str  # clusters, truth, or a file of names
     source: str | None  # the labelled dataset to adapt from; None: no source
     adapt: str  # joint, pretrain, or source
 
@@ -126,6 +126,13 @@ def is_joint(
 ) -> bool:
     """Whether source and target are trained on together."""
     return bool(config.source) and config.adapt == "joint"
+
+
+def labels_path(
+    config: LabelSettings,
+) -> str | None:  # None: there is none
+    """The file in which a person named crops (chapter 28)."""
+    return None if config.labels in ("clusters", "truth") else config.labels
 
 
 def reads_truth(

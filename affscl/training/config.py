@@ -54,7 +54,7 @@ class TrainingOptions:
     lr: float = 3.5e-4  # Adam's learning rate at the start
     lr_step: int = 20  # epochs after which it is divided by 10, again and again
     weight_decay: float = 5e-4  # L2 penalty in Adam
-    labels: str = "clusters"  # who labels: clusters (no pid is ever read) or truth (an upper bound)
+    labels: str = "clusters"  # who labels: clusters (no pid is ever read), truth (an upper bound), a .csv file (names)
     seed: int = 1  # of weights, sampling and augmentation
     device: str = "auto"  # auto, cpu, cuda, mps
     precision: str = "no"  # no (float32), bf16, fp16, auto (bf16 if faster): of the network; all else is float32
@@ -246,7 +246,6 @@ def supervised_problems(
 
 # %% ../../nbs/50_config.ipynb #c66c34de
 _CHOICES = {
-    "labels": ("clusters", "truth"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("no", "bf16", "fp16", "auto"),
 }
@@ -264,6 +263,8 @@ def training_problems(
         for name, values in _CHOICES.items()
         if getattr(config, name) not in values
     ]
+    if config.labels not in ("clusters", "truth") and not config.labels.endswith(".csv"):
+        problems.append(f"labels={config.labels!r}: choose clusters, truth, or a .csv file with names")
     problems += _at_least(1, config, ("epochs", "iterations", "lr_step", "extract_batch", "eval_every"))
     problems += _at_least(0, config, ("seed", "weight_decay"))
     if not 0 < config.lr <= LARGEST_LR:
@@ -274,9 +275,9 @@ def training_problems(
         problems.append(f"pad={config.pad}: must be smaller than height={config.height} and width={config.width}")
     if config.source and config.adapt == "joint" and config.p % 2:
         problems.append(f"p={config.p}: must be even, since source and target give half of a batch each")
-    if config.source and config.labels == "truth":
+    if config.source and config.labels != "clusters":
         problems.append(
-            f"source={config.source!r} and labels='truth': with a source, the target's labels are never read;"
+            f"source={config.source!r} and labels={config.labels!r}: with a source, the target's labels are never read;"
             " leave labels at 'clusters'"
         )
     if config.camera_map and config.source and config.adapt == "source":

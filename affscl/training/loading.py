@@ -30,7 +30,7 @@ from ..data.domains import SOURCE, TARGET, join_domains
 from ..data.sampling import BatchPlan, joint_batches, pk_batches
 from ..data.store import ImageStore, cache_folder
 from ..data.synthetic import VERSION, make_dataset, sweep
-from ..labels.labellers import is_joint
+from ..labels.labellers import is_joint, labels_path
 from .config import NO_SOURCE, BatchOptions, Config
 
 # %% ../../nbs/51_loading.ipynb #dd3ff29e
@@ -241,6 +241,8 @@ def run_record(
         if store:
             named = json.dumps([[sample.camid, sample.pid, sample.domain] for sample in store.samples])
             data[name] = [len(store), store.digest, hashlib.sha256(named.encode()).hexdigest()]
+    if path := labels_path(config):
+        data["labels"] = [0, hashlib.sha256(Path(path).read_bytes()).hexdigest(), ""]
     record = {"settings": asdict(config), "data": data, "threads": torch.get_num_threads(), "processes": processes}
     return json.loads(json.dumps(record))
 
@@ -266,7 +268,9 @@ def data_changed(
     told = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name, [0, "", ""]), now.get(name, [0, "", ""])
-        if old[0] != new[0]:
+        if name == "labels" and old != new:
+            told.append("other words in the labels to train on")
+        elif old[0] != new[0]:
             told.append(f"{new[0]:,} {name} crops now, and {old[0]:,} then")
         elif old != new:
             what = "pixels" if old[1] != new[1] else "cameras or pids"

@@ -26,9 +26,10 @@ from ..criteria.contrast import Criterion
 from ..criteria.crossing import batch_losses
 from ..criteria.factory import lasting_criterion, make_criterion
 from ..data.store import ImageStore
-from ..labels.camera_map import MappedLabeller, make_mapped
+from ..labels.camera_map import MappedLabeller
 from ..labels.kept import labels_file, write_labels
-from ..labels.labellers import chosen_settings, is_joint, make_labeller, reads_truth
+from ..labels.labellers import chosen_settings, is_joint, reads_truth
+from ..labels.named import run_labeller
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions, Output
 from ..model.norms import CameraNorm
@@ -291,8 +292,7 @@ def prepare(
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)}
     domains = 2 if is_joint(config) and config.domain_norm else 1
     cameras = dict(sorted({s.camid: s.camera for s in data.train if s.camid is not None}.items()))
-    model = AFF(domains=domains, camids=cameras, **options | {"weights": weights})
-    model = model.to(memory_format=torch.channels_last)
+    model = AFF(domains=domains, camids=cameras, **options | {"weights": weights}).to(memory_format=torch.channels_last)
     if isinstance(model.neck, CameraNorm):
         model.neck.processes = accelerator.num_processes
     criterion = lasting_criterion(config, data.train, model.dim, accelerator.device)
@@ -300,7 +300,8 @@ def prepare(
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    labeller = make_mapped(make_labeller(config, data.train), config, data.train)
+    labeller, said = run_labeller(config, data.train, data.root)
+    accelerator.print(said, end="")
     return Job(accelerator, model, optimizer, train, query, gallery, labeller, {}, {}, data.root, criterion)
 
 # %% ../../nbs/55_loop.ipynb #478b2587
@@ -331,7 +332,7 @@ def continued(
     now = job.record(config)
     for part in data_changed(before["data"], now["data"]):
         if "train" in part:
-            raise ValueError(f"the crops changed since {run} was interrupted: {part}. Restore them, or start a new run")
+            raise ValueError(f"the data changed since {run} was interrupted: {part}. Restore them, or start a new run")
         warnings.warn(f"scores before and after epoch {state.about['epoch']} do not compare: {part}", stacklevel=2)
     for name in ("threads", "processes"):
         if before[name] != now[name]:
@@ -339,8 +340,7 @@ def continued(
             warnings.warn(told, stacklevel=2)
     state.fill(job.network, job.optimizer, job.accelerator.scaler, job.criterion)
     if job.accelerator.is_main_process:
-        history = mended_history(run, state)
-        write_epoch(job, config, run, history, state)
+        write_epoch(job, config, run, mended_history(run, state), state)
     job.accelerator.wait_for_everyone()
     return job, state.about["history"]
 

@@ -23,6 +23,7 @@ from ..labels.signs import cluster_signs, verdict
 from ..data.datasets import Sample
 from ..data.domains import TARGET
 from ..labels.clustering import cluster_report, require_clusters
+from ..labels.labellers import reads_truth
 from .config import Config
 
 # %% ../../nbs/54_progress.ipynb #ccdf498e
@@ -73,7 +74,7 @@ def report(
     labels, samples = np.asarray(labels)[own], [samples[i] for i in own]
     require_clusters(labels, config.eps, config.min_samples, config.k1)
     found = cluster_report(labels, [sample.pid for sample in samples], [sample.camid for sample in samples])
-    if features is None or not len(features) or config.labels == "truth" or not isinstance(config.k1, int):
+    if features is None or not len(features) or reads_truth(config) or not isinstance(config.k1, int):
         return found
     return found | cluster_signs(features[own], labels, config.k1, config.k2)
 

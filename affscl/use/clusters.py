@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'centre_distances', 'Line', 'cluster_lines', 'entropy', 'Group', 'summarised', 'spread', 'cluster_pictures',
-           'set_aside', 'write_csv', 'ClusterArguments', 'clusters_run', 'clusters_command']
+           'set_aside', 'write_csv', 'ClusterArguments', 'names_given', 'clusters_run', 'clusters_command']
 
 # %% ../../nbs/82_clusters.ipynb #865e81b8
 import csv
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +26,13 @@ from ..data.datasets import Sample
 from ..data.store import ImageStore
 from ..labels.clustering import centroids
 from ..labels.kept import below, labels_of, read_labels
+from ..labels.labellers import labels_path
+from ..labels.named import JUNK, read_names, settled_names
 from ..model.extraction import extract
 from ..model.network import load_model
 from ..model.weights import write_safely
 from ..scores.figures import cluster_montage, image_grid
-from ..training.config import NO_SOURCE
+from ..training.config import NO_SOURCE, Config
 from ..training.launch import guarded
 from ..training.loading import load_data
 from ..training.processes import make_accelerator
@@ -223,6 +226,26 @@ class ClusterArguments:
     device: str = "auto"  # auto, cpu, cuda, mps
 
 # %% ../../nbs/82_clusters.ipynb #488be4eb
+def names_given(
+    config: Config,  # of the run
+    samples: Sequence[Sample],  # (n,) crops
+    labels: np.ndarray,  # (n,) what the run made of them
+    root: str | Path,  # the dataset's folder
+) -> dict[str, str]:  # path -> name; empty for a run without names, or if their file is gone
+    """The names of a run that learned from names, also for crops that took one in that epoch."""
+    if not (path := labels_path(config)):
+        return {}
+    try:
+        settled = settled_names(read_names(path))
+    except (OSError, ValueError) as error:
+        warnings.warn(f"the run learned from names, and they cannot be read ({error}): left out", stacklevel=2)
+        return {}
+    paths = [below(sample.path, root) for sample in samples]
+    known = sorted({settled[path] for path in paths if path in settled} - {JUNK})
+    taken = {path: known[label] for path, label in zip(paths, labels.tolist()) if 0 <= label < len(known)}
+    return taken | {path: JUNK for path in paths if settled.get(path) == JUNK}
+
+
 def clusters_run(
     arguments: ClusterArguments,  # whose clusters, and where to write
 ) -> list[Line]:  # a line for each crop
@@ -239,7 +262,8 @@ def clusters_run(
     model = load_model(arguments.run)
     model = model.to(make_accelerator(replace(config, device=arguments.device, precision="no")).device)
     store = ImageStore(samples, model.height, model.width, cache=config.cache)
-    lines = cluster_lines(samples, labels, extract(model, store, progress=True).cpu(), data.root)
+    names = names_given(config, samples, labels, data.root)
+    lines = cluster_lines(samples, labels, extract(model, store, progress=True).cpu(), data.root, names)
     out = Path(arguments.out or Path(arguments.run) / "clusters")
     out.mkdir(parents=True, exist_ok=True)
     groups = summarised([line for _, line in lines])

@@ -36,7 +36,7 @@ setup(
     },
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements"), "export": words("export_requirements")},
+    extras_require={name: words(f"{name}_requirements") for name in ("dev", "export", "gpu")},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

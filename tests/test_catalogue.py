@@ -10,7 +10,7 @@ from affscl.model.network import USELESS_WITHOUT_PARTS
 from affscl.studies.ablation import parse_ablate
 from affscl.studies.catalogue import STEPS, STUDIES
 from affscl.studies.sweeps import plan
-from affscl.training.config import BEST, RECIPES, AdaptationOptions
+from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
 
 
 class TestStudies:
@@ -20,7 +20,7 @@ class TestStudies:
         source = {f.name for f in fields(AdaptationOptions)}
         supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
         allowed = {
-            "table3": source,
+            "table3": source | {"camera_map"},
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
@@ -102,7 +102,7 @@ class TestStudies:
             assert {key for key in after if after[key] != before[key]} <= set(names)
         last = plan("field", RECIPES["small"], [1])[-1]
         assert last.setting == "best" and rows[-1] == asdict(last.config)
-        assert replace(last.config, recipe="best", epochs=6) == RECIPES["best"]
+        assert replace(last.config, recipe="best", epochs=6, **ACROSS) == RECIPES["best"]
 
     def test_table3_wants_a_source(self):
         with pytest.raises(ValueError, match="name one with --source"):

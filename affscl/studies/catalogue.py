@@ -119,8 +119,9 @@ def table3(
     pair = config.source, config.dataset
     paper = {("dukemtmc", "market1501"): (77.7, 91.0), ("market1501", "dukemtmc"): (66.5, 80.7)}.get(pair, ())
     alone = PUBLISHED.get(config.dataset, {}).get(PAPER, ())
+    raw = {"camera_map": False} if config.camera_map else {}  # a source alone has nothing to map
     return [
-        Setting("source only", {"adapt": "source", "domain_norm": True}),
+        Setting("source only", {"adapt": "source", "domain_norm": True} | raw),
         Setting("target only", NO_SOURCE, *alone),
         Setting("joint", {"adapt": "joint", "domain_norm": True}, *paper),
         Setting("joint, shared BatchNorm", {"adapt": "joint", "domain_norm": False}),
@@ -150,7 +151,7 @@ def table7(
 def across_cameras(
     config: Config,  # any; the settings are the same
 ) -> list[Setting]:
-    """The recipe `best` with a camera map, with crossing, with both and without; other criteria with both."""
+    """Chapter 62's `best` with a camera map, with crossing, with both and without; other criteria with both."""
     switched = {name: dict(zip(("camera_map", "crossing"), on)) for name, on in _SWITCHES.items()}
     fixed = loss_fields() | BEST | {"k1": 10}  # the lists that chapter 62's `best` was measured with
     settings = [Setting(f"best, {name}", fixed | fields) for name, fields in switched.items()]
@@ -166,7 +167,7 @@ _SWITCHES = {"neither": (False, False), "crossing": (False, True), "map": (True,
 def peers(
     config: Config,  # any; the settings are the same
 ) -> list[Setting]:
-    """The paper's criterion, its two nearest peers' and the recipe `best`, with the scores that authors report."""
+    """The paper's criterion, its two nearest peers' and chapter 62's `best`, with the scores that authors report."""
     market = PUBLISHED["market1501"]
     return [
         Setting("AFF_SCL", loss_fields(), *market[PAPER]),
@@ -189,7 +190,7 @@ STEPS = {  # the way from `small` to `best`, a group of fields at a time
 def steps_to_best(
     config: Config,  # any; the settings are the same
 ) -> list[Setting]:
-    """The paper's criterion, and what is added to it one after the other until it is the recipe `best`."""
+    """The paper's criterion, and what is added to it one after the other until it is chapter 62's `best`."""
     settings, changes = [Setting("AFF_SCL", loss_fields())], loss_fields()
     for name, names in STEPS.items():
         changes = changes | {key: BEST[key] for key in names}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESULT', 'THREADS', 'MEMORY', 'COMMANDS', 'Lasting', 'lasting_output', 'error_message', 'guarded', 'quietly',
            'set_policies', 'answered', 'start', 'train', 'evaluate', 'search', 'report', 'clusters', 'export', 'ablate',
-           'bench']
+           'bench', 'cache']
 
 # %% ../../nbs/57_launch.ipynb #155cce62
 import ctypes
@@ -187,6 +187,7 @@ COMMANDS = {
     "affscl-export": Command("affscl.use.export", "export_command", "ExportArguments"),
     "affscl-ablate": Command("affscl.studies.ablation", "ablate_command", "AblateArguments"),
     "affscl-bench": Command("affscl.studies.bench", "bench_command", "BenchArguments"),
+    "affscl-cache": Command("affscl.use.cache", "cache_command", "CacheArguments"),
 }
 
 
@@ -256,3 +257,8 @@ def ablate() -> None:
 def bench() -> None:
     """`affscl-bench`."""
     start("affscl-bench")
+
+# %% ../../nbs/57_launch.ipynb #b05ab581
+def cache() -> None:
+    """`affscl-cache`."""
+    start("affscl-cache")

@@ -311,10 +311,8 @@ def bound_stores(
             path.unlink(missing_ok=True)
             size, gone = size - stat.st_size, gone + stat.st_size
     if gone:
-        told = f"removed {gone / 1e9:.3g} GB of decoded crops that were unused for a week from {folder}"
-        warnings.warn(
-            f"{told}; AFFSCL_CACHE_GB (now {given}) says how much may stay", stacklevel=2
-        )
+        told = f"removed {gone / 1e9:.3g} GB of decoded crops, unused for a week, from {folder}"
+        warnings.warn(f"{told}; AFFSCL_CACHE_GB (now {given}) bounds what may stay", stacklevel=2)
 
 
 def build_store(

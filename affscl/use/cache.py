@@ -6,7 +6,6 @@
 __all__ = ['Item', 'kind_of', 'cache_items', 'remove_items', 'told_size', 'CacheArguments', 'cache_run', 'cache_command']
 
 # %% ../../nbs/83_cache.ipynb #e1fe62d5
-import os
 import re
 import shutil
 import time

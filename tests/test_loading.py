@@ -1,5 +1,7 @@
 """The loader: the same batches whatever the number of workers and processes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from affscl.data.domains import SOURCE, TARGET
 from affscl.data.sampling import BatchPlan, joint_batches, pk_batches
 from affscl.data.store import ImageStore
 from affscl.training.config import BatchOptions, Config
-from affscl.training.loading import draw_batches, load_data, train_loader
+from affscl.training.loading import draw_batches, load_data, suggested_pattern, train_loader
 
 
 @pytest.fixture
@@ -168,3 +170,58 @@ class TestLoadData:
             cache=str(cache),
         )
         assert {sample.domain for sample in load_data(config).train} == {SOURCE, TARGET}
+
+
+class TestCamerasThatNobodyNamed:
+    def folder(self, root, names):
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 16)).save(root / name)
+        return Config(dataset="folder", data=str(root))
+
+    @pytest.mark.parametrize(
+        "names, cameras",
+        [
+            (["gate/{}.jpg", "lobby/{}.png"], ["gate", "lobby"]),
+            (["a/Camera 1/{}.jpg", "a/camera 12/{}.jpg"], ["1", "12"]),
+            (["{}_cam-3.jpg", "{}_cam-4.jpg"], ["3", "4"]),
+            (["day1/c2/{}.jpg", "day1/c5/{}.jpg"], ["2", "5"]),
+            (["channel_01_{}.jpg", "channel_02_{}.jpg"], ["01", "02"]),
+        ],
+    )
+    def test_they_are_suggested_and_the_suggestion_reads_them(self, tmp_path, names, cameras):
+        paths = [name.format(i) for name in names for i in range(3)]
+        config = self.folder(tmp_path, paths)
+        pattern, found = suggested_pattern(paths)
+        assert found == cameras
+        with pytest.warns(UserWarning, match="add --pattern"):
+            assert {sample.camid for sample in load_data(config).train} == {None}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read = load_data(Config(dataset="folder", data=str(tmp_path), pattern=pattern)).train
+        assert len({sample.camid for sample in read}) == 2 and len(read) == len(paths)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["{}.jpg", "x{}.jpg"],  # no form
+            ["gate/{}.jpg"],  # one camera
+            ["0001/{}.jpg", "0002/{}.jpg"],  # numbers: people, as likely as not
+            ["gate/{}.jpg", "lobby/{}.jpg", "{}.jpg"],  # one that does not fit
+            [f"place{i:03}x/{{}}.jpg" for i in range(65)],  # too many
+        ],
+    )
+    def test_or_not(self, tmp_path, names):
+        config = self.folder(tmp_path, [name.format(i) for name in names for i in range(2)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_data(config)
+
+    def test_known_ones_are_not_talked_about(self, tmp_path):
+        config = self.folder(tmp_path, [f"gate/000{i}_c{c}s1_000000_00.jpg" for i in (1, 2) for c in (1, 2)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len({sample.camid for sample in load_data(config).train}) == 2
+
+    def test_a_camera_with_one_crop_is_a_name_by_chance(self):
+        assert suggested_pattern(["gate/1.jpg", "gate/2.jpg", "lobby/1.jpg"]) is None and suggested_pattern([]) is None

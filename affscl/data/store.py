@@ -293,7 +293,7 @@ def remove_stale(
             if old.suffix == ".npy" or time.time() - old.stat().st_mtime > 86_400:
                 old.unlink()
 
-
+# %% ../../nbs/07_store.ipynb #d140f115
 UNUSED = 7 * 86_400  # seconds without use before a store may go to make room
 
 
@@ -314,7 +314,7 @@ def bound_stores(
         told = f"removed {gone / 1e9:.3g} GB of decoded crops, unused for a week, from {folder}"
         warnings.warn(f"{told}; AFFSCL_CACHE_GB (now {given}) bounds what may stay", stacklevel=2)
 
-
+# %% ../../nbs/07_store.ipynb #497abef2
 def build_store(
     path: Path,  # the .npy file to make
     paths: Sequence[str],  # image files

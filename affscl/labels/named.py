@@ -34,7 +34,7 @@ class Word(NamedTuple):
     cluster: int  # -1: of none
     name: str  # empty: none
 
-
+# %% ../../nbs/28_named.ipynb #7d6f4bd8
 def read_names(
     path: str | Path,  # a CSV file with the columns path and cluster or name, as `affscl-clusters` writes it
 ) -> dict[str, Word]:  # path of the crop -> what is said of it
@@ -138,7 +138,7 @@ class NamedLabeller:
         left = f"{count[0]:,} without a name follow their clusters, {count[-1]:,} are left out"
         return f"{count[1]:,} crops have the names of {len(self.names):,} people, {left}"
 
-
+# %% ../../nbs/28_named.ipynb #04789776
 def run_labeller(
     config: Any,  # a `Config`
     samples: Sequence[Sample],  # (n,) training crops

@@ -58,7 +58,7 @@ def suggested_pattern(
                 return form, sorted(cameras)
     return None
 
-
+# %% ../../nbs/51_loading.ipynb #cb40ebe5
 def unnamed_cameras(
     data: Dataset,  # a plain folder's, read without a pattern
 ) -> str:  # a sentence; empty: cameras are known, or no name tells any
@@ -88,7 +88,7 @@ def named_data(
     pattern = config.pattern if dataset == "folder" else None
     return replace(config, dataset=dataset, data=data, world_look=look, world_seed=seed, pattern=pattern, **NO_SOURCE)
 
-
+# %% ../../nbs/51_loading.ipynb #aa3a5765
 def load_data(
     config: Config,  # reads dataset, data, pattern, the world's settings, and those of a source
 ) -> Dataset:
@@ -305,7 +305,7 @@ def settings_changed(
         if name in now and name not in CHANGEABLE and now[name] != value
     ]
 
-
+# %% ../../nbs/51_loading.ipynb #863be400
 def data_changed(
     before: Mapping[str, list],  # as a state holds it
     now: Mapping[str, list],  # from `run_record`

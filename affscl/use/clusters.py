@@ -245,7 +245,7 @@ def names_given(
     taken = {path: known[label] for path, label in zip(paths, labels.tolist()) if 0 <= label < len(known)}
     return taken | {path: JUNK for path in paths if settled.get(path) == JUNK}
 
-
+# %% ../../nbs/82_clusters.ipynb #5a33104a
 def clusters_run(
     arguments: ClusterArguments,  # whose clusters, and where to write
 ) -> list[Line]:  # a line for each crop

@@ -139,7 +139,7 @@ class TestTheLabeller:
 def test_settings():
     assert Config(labels="names.csv").labels == "names.csv"
     for changes, told in (
-        (dict(labels="cluster"), "choose clusters, truth, or a .csv file"),
+        (dict(labels="cluster"), "choose one of clusters, truth, or a .csv file"),
         (dict(labels="names.csv", source="market1501"), "with a source"),
     ):
         with pytest.raises(ValueError, match=told):

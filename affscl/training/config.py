@@ -264,7 +264,7 @@ def training_problems(
         if getattr(config, name) not in values
     ]
     if config.labels not in ("clusters", "truth") and not config.labels.endswith(".csv"):
-        problems.append(f"labels={config.labels!r}: choose clusters, truth, or a .csv file with names")
+        problems.append(f"labels={config.labels!r}: choose one of clusters, truth, or a .csv file with names")
     problems += _at_least(1, config, ("epochs", "iterations", "lr_step", "extract_batch", "eval_every"))
     problems += _at_least(0, config, ("seed", "weight_decay"))
     if not 0 < config.lr <= LARGEST_LR:

@@ -101,7 +101,7 @@ def entropy(
 ) -> float:  # bits
     """How mixed values are: 0 if all are the same."""
     counts = np.unique([str(value) for value in values], return_counts=True)[1]
-    shares = counts / max(1, counts.sum())
+    shares = counts / max(1, int(counts.sum()))
     return float(abs((shares * np.log2(shares)).sum()))
 
 # %% ../../nbs/82_clusters.ipynb #aeb95671

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from affscl.data.datasets import Sample
 from affscl.labels.kept import read_labels
 from affscl.labels.named import JUNK, NamedLabeller, Word, named_labels, read_names, settled_names
+from affscl.training import loop
 from affscl.training.config import RECIPES, Config
 from affscl.training.loading import load_data
 from affscl.training.loop import train
@@ -193,3 +194,20 @@ def test_all_true_names_are_the_truth(tmp_path):
     named = train(replace(TINY, labels=str(path)), out=tmp_path / "named").history
     truth = train(replace(TINY, labels="truth"), out=tmp_path / "truth").history
     assert named[1]["ari"] == 1 and named[1]["loss"] == truth[1]["loss"] and named[1]["mAP"] == truth[1]["mAP"]
+
+
+def test_a_table_that_is_taken_away_meanwhile_ends_no_run(tmp_path, monkeypatch):
+    data = load_data(TINY)
+    lines = [f"{s.path.removeprefix(str(data.root) + '/')},p{s.pid:04}" for s in data.train]
+    path = lines_of(tmp_path / "names.csv", "path,name", *lines)
+    finish = loop.finish_epoch
+
+    def taken(*arguments):
+        path.unlink(missing_ok=True)
+        return finish(*arguments)
+
+    monkeypatch.setattr(loop, "finish_epoch", taken)
+    config = replace(TINY, labels=str(path))
+    run = train(config, out=tmp_path / "run").run
+    lines_of(path, "path,name", *reversed(lines))  # the same words, in another order
+    assert train(replace(config, epochs=2), resume=run).history[-1]["epoch"] == 2

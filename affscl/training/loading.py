@@ -35,7 +35,7 @@ from ..data.sampling import BatchPlan, joint_batches, pk_batches
 from ..data.store import ImageStore, cache_folder
 from ..data.synthetic import VERSION, make_dataset, sweep
 from ..labels.kept import below
-from ..labels.labellers import is_joint, labels_path
+from ..labels.labellers import is_joint
 from .config import NO_SOURCE, BatchOptions, Config
 
 # %% ../../nbs/51_loading.ipynb #659a004c
@@ -280,6 +280,7 @@ def run_record(
     config: Config,  # every setting
     crops: Mapping[str, ImageStore | None],  # train, query, gallery
     processes: int,  # how many share a batch
+    words: str = "",  # a digest of the names that a person gave (chapter 28); empty: none
 ) -> dict[str, Any]:
     """What a run was made with, as JSON has it: settings, crops, threads, processes."""
     data = {}
@@ -287,8 +288,8 @@ def run_record(
         if store:
             named = json.dumps([[sample.camid, sample.pid, sample.domain] for sample in store.samples])
             data[name] = [len(store), store.digest, hashlib.sha256(named.encode()).hexdigest()]
-    if path := labels_path(config):
-        data["labels"] = [0, hashlib.sha256(Path(path).read_bytes()).hexdigest(), ""]
+    if words:
+        data["labels"] = [0, words, ""]
     record = {"settings": asdict(config), "data": data, "threads": torch.get_num_threads(), "processes": processes}
     return json.loads(json.dumps(record))
 

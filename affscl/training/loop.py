@@ -261,6 +261,7 @@ class Job(NamedTuple):
     labels: dict[int, np.ndarray]  # of the training crops in the epoch that is trained, to be written with it
     root: Path  # the dataset's folder
     criterion: Criterion | None  # one that outlives its epoch; None: each epoch has its own
+    words: str  # a digest of the names that a person gave, as they were when the run began
 
     @property
     def network(self) -> AFF:
@@ -270,7 +271,7 @@ class Job(NamedTuple):
     def record(self, config: Config) -> dict:
         """What the run is made with, as JSON has it (chapter 51)."""
         crops = {"train": self.train, "query": self.query, "gallery": self.gallery}
-        return run_record(config, crops, self.accelerator.num_processes)
+        return run_record(config, crops, self.accelerator.num_processes, self.words)
 
 # %% ../../nbs/55_loop.ipynb #f2147351
 def prepare(
@@ -300,9 +301,8 @@ def prepare(
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    labeller, said = run_labeller(config, data.train, data.root)
-    accelerator.print(said, end="")
-    return Job(accelerator, model, optimizer, train, query, gallery, labeller, {}, {}, data.root, criterion)
+    labeller, words = run_labeller(config, data.train, data.root, accelerator.print)
+    return Job(accelerator, model, optimizer, train, query, gallery, labeller, {}, {}, data.root, criterion, words)
 
 # %% ../../nbs/55_loop.ipynb #478b2587
 def started(

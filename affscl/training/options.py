@@ -138,7 +138,7 @@ def read_recipes() -> dict[str, dict[str, Any]]:
 # %% ../../nbs/56_options.ipynb #5edb4213
 COMMON = (
     *("dataset", "data", "pattern", "source", "source_data", "weights", "out", "resume", "config", "epochs", "seed"),
-    *("device", "precision", "workers", "cache", "k1", "eps", "track"),
+    *("device", "precision", "workers", "cache", "k1", "eps"),
 )
 EVERYWHERE = [
     Option("quiet", "bool", False, "say only results, warnings and errors", "", False, False),

@@ -27,7 +27,7 @@ from ..data.store import ImageStore
 from ..labels.clustering import centroids
 from ..labels.kept import below, labels_of, read_labels
 from ..labels.labellers import labels_path
-from ..labels.named import JUNK, read_names, settled_names
+from ..labels.named import JUNK, names_there, read_names, settled_names
 from ..model.extraction import extract
 from ..model.network import load_model
 from ..model.weights import write_safely
@@ -241,7 +241,7 @@ def names_given(
         warnings.warn(f"the run learned from names, and they cannot be read ({error}): left out", stacklevel=2)
         return {}
     paths = [below(sample.path, root) for sample in samples]
-    known = sorted({settled[path] for path in paths if path in settled} - {JUNK})
+    known = names_there(settled, paths)
     taken = {path: known[label] for path, label in zip(paths, labels.tolist()) if 0 <= label < len(known)}
     return taken | {path: JUNK for path in paths if settled.get(path) == JUNK}
 

@@ -146,7 +146,6 @@ def next_steps(
     """What can be done with a run now: its files, and the next commands."""
     files = {
         "model.safetensors": "the network after the last epoch",
-        "best.safetensors": "the network of the best epoch, chosen by its score on test data (decision 27)",
         "metrics.jsonl": "what was measured, a line an epoch",
         "config.json": "the settings; --config starts another run from them",
     }

@@ -51,6 +51,17 @@ class TestReport:
         assert {51.0, 52.0} <= set(np.round(np.asarray(points, float), 6))
         figure.savefig(tmp_path / "f.png")
 
+    def test_methods_are_compared_by_their_seconds_too(self, tmp_path, capsys):
+        rows, _ = run_study("table2", TINY, [1, 2], tmp_path, only=["HHCL", "true labels"], finish=pretend())
+        rows = [run | {"seconds": 10.0 * run["seed"]} for run in rows]
+        table = markdown_table("table2", TINY, rows)
+        assert "| seconds | seeds |" in table and "published mAP" in table
+        assert "| 15 | 2 |" in table.split("| HHCL |")[1] and "| - | 0 |" in table.split("| AFF_SCL |")[1]
+        ablation.write_study("table2", TINY, rows, str(tmp_path))
+        assert (tmp_path / "ablation_table2_seconds.png").exists()
+        (ax,) = ablation.against_seconds(rows, STUDIES["table2"].settings(TINY), "true labels").axes
+        assert {tuple(line.get_xdata()) for line in ax.lines} >= {(10.0, 20.0), (15.0,)}
+
 
 class TestCommand:
     def refused(self, capsys, words, *expected):

@@ -20,6 +20,7 @@ class TestStudies:
         source = {f.name for f in fields(AdaptationOptions)}
         supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
         allowed = {
+            "table2": {"criterion", "hard_weight", "mean_weight", "balance", "labels"},
             "table3": source | {"camera_map"},
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
@@ -103,6 +104,15 @@ class TestStudies:
         last = plan("field", RECIPES["small"], [1])[-1]
         assert last.setting == "best" and rows[-1] == asdict(last.config)
         assert replace(last.config, recipe="best", epochs=6, **ACROSS) == RECIPES["best"]
+
+    def test_table2_is_about_methods_without_a_source(self):
+        settings = {s.name: s for s in STUDIES["table2"].settings(TINY)}
+        assert settings["AFF_SCL"].mAP == 78.8 and settings["true labels"].mAP is None
+        assert STUDIES["table2"].bound in settings and settings["true labels"].changes["labels"] == "truth"
+        with pytest.raises(ValueError, match="leave --source out"):
+            parse_ablate(["table2", "--source", "synthetic"])
+        with pytest.raises(ValueError, match="table2 sets criterion, labels itself"):
+            parse_ablate(["table2", "--criterion", "hhcl", "--labels", "truth"])
 
     def test_table3_wants_a_source(self):
         with pytest.raises(ValueError, match="name one with --source"):

@@ -96,6 +96,16 @@ class TestRunning:
         with pytest.raises(ValueError, match="hard_start = 'mean' there, 'hardest' here"):
             check_record(study_path("table6", tmp_path), study_record("table6", replace(TINY, hard_start="hardest")))
 
+    def test_a_line_newer_than_the_file_is_run_as_well(self, tmp_path):
+        run_study("table6", TINY, [1], tmp_path, finish=pretend(), only=("2", "4"))
+        record = study_path("table6", tmp_path).with_suffix(".json")
+        found = json.loads(record.read_text())
+        found.pop("setting 8")
+        record.write_text(json.dumps(found))
+        again = pretend()
+        run_study("table6", TINY, [1], tmp_path, finish=again)
+        assert again.calls == [("8", 1)] and "setting 8" in json.loads(record.read_text())
+
     def test_another_csv_is_refused(self, tmp_path):
         path = tmp_path / "x.csv"
         path.write_text("a,b\n1,2\n")

@@ -98,7 +98,7 @@ def check_record(
     path: str | Path,  # the CSV file
     wanted: dict[str, Any],  # `study_record` of the study that wants to add to it, or to read it
 ) -> None:
-    """Raises ValueError for a CSV file made with other settings. A field newer than the file had its default."""
+    """Raises ValueError for a CSV file made with other settings; it cannot know a field or a line newer than itself."""
     path, record = Path(path), Path(path).with_suffix(".json")
     if not path.exists():
         return
@@ -108,7 +108,8 @@ def check_record(
             "choose another folder with --out"
         )
     found = json.loads(json.dumps(asdict(Config()))) | read_table(record)
-    other = {key: value for key, value in wanted.items() if found.get(key) != value}
+    new = {key for key in wanted.keys() - found.keys() if key.startswith("setting ")}  # no run of it is in the file
+    other = {key: value for key, value in wanted.items() if key not in new and found.get(key) != value}
     if other:
         problems = [f"{key} = {found.get(key)!r} there, {value!r} here" for key, value in other.items()]
         raise ValueError(

@@ -149,7 +149,7 @@ def against_seconds(
             continue
         percent = [100 * x for x in scores.values()]
         colour = GREY if setting.name == bound else COLOURS[i % len(COLOURS)]
-        ax.plot(seconds.values(), percent, ".", color=colour, alpha=0.4)
+        ax.plot(list(seconds.values()), percent, ".", color=colour, alpha=0.4)
         x, y = statistics.mean(seconds.values()), statistics.mean(percent)
         ax.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, label=setting.name)
         if setting.name == bound:

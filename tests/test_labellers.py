@@ -12,6 +12,7 @@ from two_domains import people, source_world, target_world
 from affscl.data.datasets import Sample
 from affscl.data.domains import SOURCE, TARGET, join_domains
 from affscl.data.sampling import BatchPlan, joint_batches
+from affscl.labels.camera_map import MappedLabeller
 from affscl.labels.clustering import ClusterOptions, pseudo_labels, require_clusters
 from affscl.labels.labellers import (
     chosen_settings,
@@ -20,9 +21,12 @@ from affscl.labels.labellers import (
     joint_labeller,
     joint_labels,
     make_labeller,
+    own_classes,
+    remembered,
     true_labels,
 )
 from affscl.labels.links import link_cameras
+from affscl.labels.named import NamedLabeller, Word
 
 cases = settings(max_examples=40, deadline=None)
 
@@ -258,3 +262,23 @@ def test_a_labeller_tells_what_it_chose():
     assert chosen.keys() == {"k1", "k2", "min_samples"}
     np.testing.assert_array_equal(labels, cluster_labeller(ClusterOptions(**chosen), camids)(x, 1))
     assert chosen_settings(cluster_labeller(ClusterOptions(), camids)) == {}
+
+
+class TestMemory:
+    def test_each_outlier_is_a_class_of_its_own(self):
+        labels = np.array([-1, 3, 0, -1, 3, -1])
+        assert own_classes(labels).tolist() == [4, 3, 0, 5, 3, 6]
+        assert labels.tolist() == [-1, 3, 0, -1, 3, -1]  # not in place
+        assert own_classes(np.array([-1, -1])).tolist() == [0, 1]
+        assert own_classes(np.array([], np.int64)).tolist() == []
+
+    def test_what_a_labeller_remembers_is_reached_through_those_around_it(self):
+        def labeller(features, epoch):
+            return np.zeros(len(features), np.int64)
+
+        assert remembered(labeller) == {}
+        labeller.kept = {"threshold": 0.5}
+        samples = [Sample(f"{i}.jpg", i, i % 2, TARGET) for i in range(4)]
+        words = {"0.jpg": Word(0, "anna")}
+        around = NamedLabeller(joint_labeller(samples, labeller), words, samples, "")
+        assert remembered(MappedLabeller(around, samples)) is labeller.kept

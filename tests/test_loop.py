@@ -16,7 +16,8 @@ from PIL import Image
 
 from affscl.data.datasets import market_samples
 from affscl.data.synthetic import make_dataset
-from affscl.labels.kept import kept_epochs, labels_file
+from affscl.labels.kept import kept_epochs, labels_file, read_labels
+from affscl.labels.labellers import own_classes
 from affscl.model.network import load_model
 from affscl.scores.benchmark import evaluate_model
 from affscl.training import config as config_module
@@ -139,6 +140,52 @@ class TestRun:
         monkeypatch.setattr(training, "make_criterion", watched)
         train(replace(short, epochs=1), tmp_path / "run")
         assert order == ["loss", "update"] * short.iterations
+
+    @pytest.mark.parametrize("outliers", [False, True])
+    def test_a_criterion_knows_which_crops_it_judges(self, outliers, short, tmp_path, monkeypatch):
+        seen, labels, make = [], [], training.make_criterion
+
+        def watched(config, features, given, *rest):
+            criterion = make(config, features, given, *rest)
+            criterion.outliers = outliers
+            for name in ("forward", "update"):
+                method = getattr(criterion, name)
+
+                def replaced(output, targets, indices, method=method):
+                    seen.append((targets, indices))
+                    return method(output, targets % (given.max() + 1), indices)  # no row for a class of one crop
+
+                setattr(criterion, name, replaced)
+            labels.append(own_classes(given) if outliers else given)
+            return criterion
+
+        monkeypatch.setattr(training, "make_criterion", watched)
+        train(replace(short, epochs=1, eps=0.4), tmp_path / "run")
+        assert len(seen) == 2 * short.iterations
+        for targets, indices in seen:
+            assert np.array_equal(labels[0][indices.numpy()], targets.numpy())
+        kept = read_labels(tmp_path / "run")[1].values()
+        drawn = {int(label) for targets, _ in seen for label in targets}
+        assert -1 in kept and bool(drawn - set(kept)) == outliers
+
+    def test_a_run_that_goes_on_gives_its_labeller_back_what_it_remembered(self, short, tmp_path, monkeypatch):
+        began, make = [], training.run_labeller
+
+        def counting(*arguments):
+            labeller, words = make(*arguments)
+
+            def counted(features, epoch):
+                counted.kept.setdefault("first", epoch)
+                began.append(counted.kept["first"])
+                return labeller(features, epoch)
+
+            counted.kept = {}
+            return counted, words
+
+        monkeypatch.setattr(training, "run_labeller", counting)
+        run = train(replace(short, epochs=1, iterations=1), tmp_path / "run").run
+        train(replace(short, epochs=2, iterations=1), resume=run)
+        assert began == [1, 1]
 
     @pytest.mark.parametrize("criterion", ["mean", "hard", "cluster_contrast", "hhcl", "cross_entropy_triplet"])
     def test_every_criterion_runs_in_the_one_loop(self, short, tmp_path, criterion):

@@ -88,6 +88,25 @@ class TestPkBatches:
             if drawn[0] in (0, 3):
                 assert drawn[1] == 3 - drawn[0]
 
+    @pytest.mark.parametrize("single", [1, 3, 8, 30])
+    def test_crops_that_are_alone_share_turns_if_they_may(self, single):
+        labels = np.concatenate([np.repeat(np.arange(6), 5), 6 + np.arange(single), [-1, -1]])
+        plain, shared = (
+            pk_batches(labels, None, BatchPlan(4, 4, 60, True, alone), np.random.default_rng(0)) for alone in (0, 1)
+        )
+        seen = np.bincount(np.concatenate(shared), minlength=len(labels))
+        assert (seen[:-2] > 0).all() and (seen[-2:] == 0).all() and {len(batch) for batch in shared} == {16}
+        copies = [np.bincount(batch).max() for batch in shared]  # of one crop in a batch: K of a turn's crops differ
+        assert max(copies) == (1 if single >= 4 else -(-4 // single))
+        assert max(np.bincount(batch).max() for batch in plain) == 4
+        if single >= 8:  # a lone crop is seen about as often as a crop of a cluster
+            assert 0.6 < seen[30:-2].mean() / seen[:30].mean() < 1.5
+
+    def test_without_lone_crops_sharing_changes_nothing(self):
+        labels = np.arange(30) % 5
+        a, b = (pk_batches(labels, None, BatchPlan(3, 4, 10, True, x), np.random.default_rng(0)) for x in (0, 1))
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
     def test_all_cameras_unknown_is_like_none_given(self):
         labels = np.arange(30) % 5
         a = pk_batches(labels, [None] * 30, BatchPlan(3, 4, 10), np.random.default_rng(0))

@@ -79,7 +79,7 @@ class CrossEntropyTriplet(Criterion):
         self.classifier.weight.data = rows / (temperature * d**0.5)
         self.label_smoothing, self.margin = label_smoothing, margin
 
-    def forward(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """Two parts: cross_entropy, read from output.neck, and triplet, read from output.pooled, each (b, d)."""
         check_targets(targets, self.classifier.out_features)
         logits = self.classifier(output.neck.float()).float()
@@ -146,14 +146,14 @@ class StrongBaseline(CrossEntropyTriplet):
         self.centre = CentreLoss(n_classes, d) if centre_weight else None
         self.centre_weight, self.centre_rate = centre_weight, centre_rate
 
-    def forward(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """Parts cross_entropy, triplet and, if its weight is positive, centre, read from output.pooled (b, d)."""
-        parts = super().forward(output, targets)
+        parts = super().forward(output, targets, indices)
         if self.centre is not None:
             parts["centre"] = self.centre_weight * self.centre(output.pooled, targets)
         return parts
 
-    def update(self, output: Output, targets: Tensor) -> None:
+    def update(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> None:
         """Move the centres."""
         if self.centre is not None:
             self.centre.update(output.pooled, targets, self.centre_rate)

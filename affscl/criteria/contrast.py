@@ -127,13 +127,20 @@ def weight_problems(
 
 # %% ../../nbs/31_contrast.ipynb #48c49bbe
 class Criterion(nn.Module):
-    """What judges a batch: parts whose sum is the loss, and an update of what it remembers."""
+    """What judges a batch: parts whose sum is the loss, and an update of what it remembers.
 
-    def forward(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Weighted parts by name, scalars whose sum is the loss; output's fields are (b, d), targets (b,)."""
+    Both are told the network's output, each field (b, d); the targets (b,), classes 0, 1, ...; and the indices (b,) of
+    the crops among all n training crops, in the order of the features, labels and cameras from which the criterion was
+    made. A batch is the whole batch, whatever the number of processes, and one crop may occur in it twice.
+    """
+
+    outliers = False  # whether it learns from crops without a cluster: each is drawn as a class of its own then
+
+    def forward(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted parts by name, scalars whose sum is the loss. It moves nothing: it may be called twice a batch."""
         raise NotImplementedError
 
-    def update(self, output: Output, targets: Tensor) -> None:
+    def update(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> None:
         """Move what it remembers; called after the backward pass, before the optimizer's step. Here: nothing."""
 
 # %% ../../nbs/31_contrast.ipynb #9061bbe6
@@ -155,7 +162,7 @@ class SymmetricContrast(Criterion):
         self.memory, self.balance = memory, balance
         self.hard_weight, self.mean_weight, self.cameras = hard_weight, mean_weight, cameras
 
-    def forward(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """Parts hard, mean and balance, read from output.unit (b, d); a part of weight zero is left out."""
         logits = self.memory.logits(output.unit)
         mean, hard = (rivals_only(part, targets, self.cameras) for part in logits)
@@ -168,7 +175,7 @@ class SymmetricContrast(Criterion):
             parts["balance"] = balance_loss(self.memory, logits, output.unit, targets, self.balance)
         return parts
 
-    def update(self, output: Output, targets: Tensor) -> None:
+    def update(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> None:
         """Move both memories."""
         self.memory.update(output.unit, targets)
 
@@ -184,10 +191,10 @@ class SingleContrast(Criterion):
         super().__init__()
         self.memory, self.cameras = memory, cameras
 
-    def forward(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """One part, contrast, read from output.unit (b, d)."""
         return {"contrast": info_nce(rivals_only(self.memory.logits(output.unit), targets, self.cameras), targets)}
 
-    def update(self, output: Output, targets: Tensor) -> None:
+    def update(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> None:
         """Move the memory."""
         self.memory.update(output.unit, targets)

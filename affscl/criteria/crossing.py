@@ -63,12 +63,14 @@ def batch_losses(
     targets: Tensor,  # (b,) cluster of each crop
     origins: tuple[Tensor | int, Tensor],  # domains, (b,) or one for all; cameras (b,), negative: unknown
     neck: Any,  # the network's; None: no crossing
+    indices: Tensor | None = None,  # (b,) of the crops among the training crops; None: not known
 ) -> dict[str, Tensor]:  # scalars whose sum is the loss
     """What `criterion` says of the batch; with a neck, half of that, and half of what it says of the crossed batch."""
-    own = criterion(output, targets)
+    known = (targets,) if indices is None else (targets, indices)
+    own = criterion(output, *known)
     if neck is None:
         return own
-    other = criterion(crossed(output, origins, neck), targets)
+    other = criterion(crossed(output, origins, neck), *known)
     return {name: (part + other[name]) / 2 for name, part in own.items()}
 
 # %% ../../nbs/34_crossing.ipynb #036d1883

@@ -90,7 +90,7 @@ def make_criterion(
     features: Tensor,  # (n, d) unit rows, all training crops
     labels: Tensor | np.ndarray,  # (n,) pseudo labels 0..K-1, -1 for an outlier
     camids: Sequence[int | None] | None = None,  # (n,) camera of each crop, for negatives = camera
-) -> Criterion:  # criterion(output, targets) -> parts; .update(output, targets); .parameters()
+) -> Criterion:  # criterion(output, targets, indices) -> parts; .update(the same); .parameters()
     """A fresh criterion for an epoch: memories or classifier start from the clusters, on the features' device.
 
     Raises ValueError with all problems of the options, a line for each.

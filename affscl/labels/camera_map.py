@@ -18,7 +18,7 @@ from torch import Tensor
 
 # %% ../../nbs/25_camera_map.ipynb #bde0ae85
 from ..data.datasets import Sample
-from .labellers import Labeller
+from .labellers import Labeller, remembered
 from ..model.norms import CameraMap
 
 # %% ../../nbs/25_camera_map.ipynb #93001290
@@ -127,6 +127,7 @@ class MappedLabeller:
         self.labeller, self.camids = labeller, [sample.camid for sample in samples]
         self.names = {sample.camid: sample.camera for sample in samples}
         self.chosen = getattr(labeller, "chosen", {})  # the settings that it chose last (chapter 24)
+        self.kept = remembered(labeller)  # what it must know again when a run goes on
         self.last: tuple[Tensor, CameraMap] | None = None
 
     def fit(

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..data.datasets import Sample
 from .camera_map import make_mapped
 from .kept import below
-from .labellers import Labeller, labels_path, make_labeller
+from .labellers import Labeller, labels_path, make_labeller, remembered
 from ..model.weights import read_text
 
 # %% ../../nbs/28_named.ipynb #4fbaabff
@@ -130,7 +130,7 @@ class NamedLabeller:
             raise ValueError(f"{told}: {min(lost)} for one. A path there is {paths[0] if paths else 'none'}")
         if lost:
             warnings.warn(f"{told}, and are left aside: {min(lost)} for one", stacklevel=3)
-        self.labeller, self.chosen = labeller, getattr(labeller, "chosen", {})
+        self.labeller, self.chosen, self.kept = labeller, getattr(labeller, "chosen", {}), remembered(labeller)
         self.names = names_there(named, paths)
         numbers = {name: i for i, name in enumerate(self.names)} | {JUNK: -2}
         self.given = np.array([numbers[named[path]] if path in named else -1 for path in paths], np.int64)

@@ -156,9 +156,10 @@ def draw_batches(
     labels: np.ndarray,  # (n,) cluster of each; negative: never drawn
     rng: np.random.Generator,  # random numbers
     processes: int = 1,  # how many share each batch, an equal part each
+    alone: bool = False,  # whether classes of one crop share the turn of a cluster (chapter 09)
 ) -> list[np.ndarray]:  # `iterations` arrays of p * k indices
     """An epoch's P x K batches; with a source, half of each part comes from it. Raises what the two samplers raise."""
-    plan = BatchPlan(config.p, config.k, config.iterations, config.camera_sampling)
+    plan = BatchPlan(config.p, config.k, config.iterations, config.camera_sampling, alone)
     camids = [sample.camid for sample in samples]
     if is_joint(config):
         return joint_batches(labels, [sample.domain for sample in samples], camids, plan, rng, processes)

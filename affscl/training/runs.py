@@ -149,6 +149,8 @@ def load_config(
     path = Path(run) / "config.json"
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in Path(run).iterdir())[:8]) if Path(run).is_dir() else "no such folder"
+        if Path(run).is_file():
+            found = f"a file; name its folder, {Path(run).parent}, and with --weights which epoch's weights are meant"
         raise ValueError(f"{run} is no run's folder: looked for {path}, found {found or 'an empty folder'}")
     return read_config(path)
 

@@ -16,6 +16,7 @@ from long_forms import ASKED
 
 from affscl.data.synthetic import make_dataset
 from affscl.model import weights
+from affscl.scores.best import best_epoch
 from affscl.training import loop, runs
 from affscl.training.config import RECIPES
 from affscl.training.loop import train
@@ -97,6 +98,19 @@ def lines(run):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in read_history(run)]
 
 
+def assert_best(run):
+    """The best epoch's weights are there, and say so truly: those of the last epoch if that is the best."""
+    best = best_epoch(read_history(run))
+    if best is None:
+        return
+    about, held = weights.read_tensors(run / "best.safetensors")
+    assert about["choice"] == list(best) and about["since"] == 0
+    last = weights.read_tensors(run / "model.safetensors")[1]
+    assert all(torch.equal(held[name], value) for name, value in last.items()) == (
+        best.epoch == read_history(run)[-1]["epoch"]
+    )
+
+
 def survives(config, folder, whole, deaths):
     """Kill a run at each of `deaths` events in turn, going on after each; it must end as `whole` did."""
     run, counted = folder / "run", FORK.Value("i", 0)
@@ -106,6 +120,7 @@ def survives(config, folder, whole, deaths):
     ended = tensors(run)
     assert ended.keys() == whole[0].keys() and all(torch.equal(ended[name], value) for name, value in whole[0].items())
     assert lines(run) == whole[1]
+    assert_best(run)
     assert not [path for path in run.rglob("*") if path.name.startswith(".") or path.name == CLAIM]
     shutil.rmtree(run)
 

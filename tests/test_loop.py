@@ -20,6 +20,7 @@ from affscl.labels.kept import kept_epochs, labels_file, read_labels
 from affscl.labels.labellers import own_classes
 from affscl.model.network import load_model
 from affscl.scores.benchmark import evaluate_model
+from affscl.scores.best import best_epoch
 from affscl.training import config as config_module
 from affscl.training import loop as training
 from affscl.training.cli import eval_command
@@ -58,6 +59,8 @@ class TestRun:
             "config.json",
             "metrics.jsonl",
             "model.safetensors",
+            "best.safetensors",
+            *(["best.previous.safetensors"] if best_epoch(done.history).epoch == 2 else []),
             "resume.safetensors",
             "resume.previous.safetensors",
             "labels",

@@ -276,7 +276,7 @@ def _expected(run: Path, name: str) -> str:
         return f"that is a file; name the run's folder, {run.parent}{best}"
     if name == WEIGHTS["best"]:
         return (
-            "a run keeps the weights of its best epoch where a number tells which that is, the mAP or a silhouette of its"
-            " clusters; this run is older, or has neither. Take those of the last: weights='last' (--weights last)"
+            "a run keeps the weights of its best epoch where a number tells which that is, the mAP or a silhouette of"
+            " its clusters; this run is older, or has neither. Take those of the last: weights='last' (--weights last)"
         )
     return "expected the folder of a run, as affscl-train writes it"

@@ -12,11 +12,12 @@ import os
 import sys
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 # %% ../../nbs/58_cli.ipynb #4d9bc4f6
+from ..scores.best import BEST, told_of
 from .config import NO_SOURCE, RECIPES, Config, read_config
 from .launch import answered, guarded
 from .loading import CHANGEABLE
@@ -142,10 +143,12 @@ On several GPUs: accelerate launch --multi_gpu -m affscl.training.cli RECIPE ...
 # %% ../../nbs/58_cli.ipynb #76e59d7d
 def next_steps(
     run: Path,  # a finished run's folder
+    device: str = "",  # on which it ran
 ) -> str:
     """What can be done with a run now: its files, and the next commands."""
     files = {
         "model.safetensors": "the network after the last epoch",
+        BEST: f"that of {told_of(run / BEST).get('chosen', 'the best')}; ask for it with --weights best",
         "metrics.jsonl": "what was measured, a line an epoch",
         "config.json": "the settings; --config starts another run from them",
     }
@@ -157,7 +160,8 @@ def next_steps(
         (f"affscl-export {run} onnx", "use the network in another program"),
     ]
     there = {name: about for name, about in files.items() if (run / name).is_file()}
-    lines = [f"The run is in {run}:", *(f"  {name:20}{about}" for name, about in there.items()), "Next:"]
+    made = f", made on {device}" if device else ""
+    lines = [f"The run is in {run}{made}:", *(f"  {name:20}{about}" for name, about in there.items()), "Next:"]
     width = max(len(command) for command, _ in commands)
     lines += [f"  {command:{width}}  # {about}" for command, about in commands]
     return "\n" + "\n".join(lines)
@@ -172,12 +176,13 @@ def train_command(
         config, out, resume = parse_train(words)
         from affscl.training.loading import size_problems  # slow to import, and not needed for a mistake above
         from affscl.training.loop import train
+        from affscl.training.processes import device_name
 
         if problems := size_problems(config):
             raise ValueError("\n  ".join(["this is more than the machine can do:", *problems]))
         result = train(config, out, resume)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(next_steps(result.run))
+            print(next_steps(result.run, device_name(next(result.model.parameters()).device)))
 
     guarded(command, words)
 
@@ -194,6 +199,7 @@ class EvalArguments:
     world_look: int | None = None  # for dataset synthetic
     device: str = "auto"  # auto, cpu, cuda, mps
     cache: str | None = None  # folder for decoded crops; by default affscl in the user's cache
+    weights: Literal["last", "best"] = "last"  # of the last epoch, or of the best one, as a rule chosen on test data
     rerank: bool = False  # score also after k-reciprocal re-ranking
     mixed: bool = False  # score also with the queries' own crops in the gallery
 
@@ -228,7 +234,9 @@ def score_run(
 
     config = eval_config(arguments)
     device = make_accelerator(config).device
-    model = load_model(arguments.run).to(device)
+    model = load_model(arguments.run, arguments.weights).to(device)
+    if model.chosen:
+        print(f"Weights of {model.chosen}")
     data = load_data(config)
     reason = can_score(data)
     if reason:

@@ -35,6 +35,7 @@ from ..model.network import AFF, NetworkOptions
 from ..model.norms import CameraNorm
 from ..model.weights import write_tensors
 from ..scores.benchmark import can_score, logged_scores
+from ..scores.best import keep_best
 from .config import Config
 from .loading import data_changed, draw_batches, load_data, loading_problems, run_record, train_loader
 from affscl.training.processes import (
@@ -359,18 +360,20 @@ def write_epoch(
     history: list[dict],  # metrics up to this epoch
     state: State | None = None,  # where all this came from, if it is not new
 ) -> None:
-    """Write settings, metrics, labels, weights and, last, the state. OSError: no space, or no permission."""
+    """Write settings, metrics, labels, weights, state and the best epoch. OSError: no space, or no permission."""
     write_config(run, config)
     write_history(run, history)
     for epoch, labels in job.labels.items() if not reads_truth(config) else ():
         write_labels(labels_file(run, epoch), job.train.samples, labels, job.root)
-    write_tensors(run / "model.safetensors", job.network.state_dict(), {"network": vars(job.network.options)})
+    tensors, options = job.network.state_dict(), {"network": vars(job.network.options)}
+    write_tensors(run / "model.safetensors", tensors, options)
     if state is None:
         about = {"history": history, "made": job.record(config), "labeller": remembered(job.labeller)}
         parts = (job.network, job.optimizer, job.accelerator.scaler, job.criterion)
         save_state(run / STATE, history[-1]["epoch"], *parts, about)
     elif state.path.name == PREVIOUS:  # the last one is damaged or was never written
         state.path.replace(run / STATE)
+    keep_best(run, history, tensors, options, resumed=state is not None)  # after the state (chapter 45)
 
 # %% ../../nbs/55_loop.ipynb #f13f5808
 def epoch_scores(

@@ -165,7 +165,7 @@ def save_program(
 ) -> float:  # largest difference to the network's own answers
     """Write a `torch.export` program that needs PyTorch alone. ValueError if it does not answer as the network does."""
     buffer = io.BytesIO()
-    torch.export.save(recorded(model), buffer)
+    torch.export.save(recorded(model), buffer, extra_files={"facts.json": json.dumps(facts(model))})
     buffer.seek(0)
     loaded = torch.export.load(buffer).module()
     worst = check_answers(lambda *inputs: loaded(*map(torch.from_numpy, inputs)).numpy(), model, Path(path))
@@ -208,9 +208,9 @@ def save_onnx(
 def facts(
     model: AFF,  # any network
 ) -> dict[str, str]:
-    """What the ONNX file says about itself, as its metadata: sizes, and the number and name of each camera."""
+    """What a file says about itself: sizes, which epoch's weights, and the number and name of each camera."""
     told = {"input": "crops: uint8 (n, height, width, 3), RGB, resized bicubically", "output": "unit vectors"}
-    told |= {"height": str(model.height), "width": str(model.width)}
+    told |= {"height": str(model.height), "width": str(model.width), "weights": model.chosen or "of the last epoch"}
     if isinstance(model.neck, CameraNorm):
         told["cameras"] = json.dumps(dict(zip(model.neck.camids.tolist(), model.neck.names, strict=True)))
     return told
@@ -237,6 +237,7 @@ def save_features(
     path.parent.mkdir(parents=True, exist_ok=True)
 
     arrays: dict[str, Any] = {"features": features} | {name: np.array(column) for name, column in columns.items()}
+    arrays["weights"] = np.array(model.chosen or "of the last epoch")
 
     def write(part: Path) -> None:
         with open(part, "wb") as file:
@@ -258,6 +259,7 @@ class ExportArguments:
     run: tyro.conf.Positional[str]  # a run's folder
     what: tyro.conf.Positional[Literal["onnx", "torch", "features"]]  # for any program, for PyTorch, or vectors
     out: str | None = None  # the file; by default model.onnx, model.pt2 or features.npz in the run's folder
+    weights: Literal["last", "best"] = "last"  # of the last epoch, or of the best one, as a rule chosen on test data
     images: str | None = None  # features: of all images in this folder; by default of the run's own crops
     pattern: str | None = None  # features, with --images: a regular expression with groups pid and camid
     device: str = "auto"  # features: auto, cpu, cuda, mps
@@ -273,7 +275,10 @@ def export_run(
         "features": ("features.npz", None),
     }
     name, save = kinds[arguments.what]
-    path, model = Path(arguments.out or Path(arguments.run) / name), load_model(arguments.run)
+    name = name.replace(".", "-best.") if arguments.weights == "best" else name
+    path, model = Path(arguments.out or Path(arguments.run) / name), load_model(arguments.run, arguments.weights)
+    if model.chosen:
+        print(f"Weights of {model.chosen}")
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder: name a file in it, as in --out {path / name}")
     if save:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -86,6 +87,7 @@ class SearchArguments:
     pattern: str | None = None  # finds the camera in the names of crops: a regular expression with group camid
     out: str = "search"  # writes OUT.csv and OUT.png
     index: str | None = None  # folder of the kept index; by default one in the run's folder
+    weights: Literal["last", "best"] = "last"  # of the last epoch, or of the best one, as a rule chosen on test data
     device: str = "auto"  # auto, cpu, cuda, mps
 
 # %% ../../nbs/81_search.ipynb #dd6f9cb0
@@ -128,7 +130,7 @@ def search_run(
     arguments: SearchArguments,  # whom to look for, and where
 ) -> list[list[Hit]]:
     """Bring the gallery up to date, keep it, search it; write the answers and a picture."""
-    config, model = load_config(arguments.run), load_model(arguments.run)
+    config, model = load_config(arguments.run), load_model(arguments.run, arguments.weights)
     if not arguments.photos:
         raise ValueError("no photo: name one image or more after the run's folder")
     photos = [load_photo(path, config.height, config.width) for path in arguments.photos]
@@ -140,6 +142,8 @@ def search_run(
     kept = Path(arguments.index) if arguments.index else places / f"{own}-{fingerprint(model)[:12]}"
     gallery = Gallery.load(kept, model) if (kept / MANIFEST).is_file() else Gallery(model)
     before = list(gallery.table)
+    if model.chosen:
+        print(f"Weights of {model.chosen}")
     print(follow(gallery, crops))
     if gallery.table != before:
         gallery.save(kept)

@@ -33,6 +33,10 @@ def cluster_labeller(
 
     With k1="auto" the settings are chosen anew in each call; `chosen_settings` tells which.
     """
+    if options.clustering != "dbscan":
+        raise ValueError(
+            f"clustering={options.clustering!r} is not DBSCAN's: ask chapter 29's `clustering_of` who merges"
+        )
     chosen: dict[str, int] = {}
 
     def labeller(features: Tensor, epoch: int) -> np.ndarray:
@@ -161,6 +165,7 @@ def reads_truth(
 def make_labeller(
     config: LabelSettings,  # a `Config`: its ClusterOptions are read too
     samples: Sequence[Sample],  # the training crops; pids are read only for labels="truth", and of the source
+    cluster: Callable[..., Labeller] = cluster_labeller,  # (options, cameras) -> who makes the clusters
 ) -> Labeller:
     """Who labels the training crops before an epoch. Raises ValueError if the truth is asked for and unknown."""
     if reads_truth(config):
@@ -168,5 +173,5 @@ def make_labeller(
         return lambda features, epoch: truth
     camids = [sample.camid for sample in samples if sample.domain == TARGET]
     options = ClusterOptions(**{field.name: getattr(config, field.name) for field in fields(ClusterOptions)})
-    clusters = cluster_labeller(options, camids)
+    clusters = cluster(options, camids)
     return joint_labeller(samples, clusters) if is_joint(config) else clusters

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..data.datasets import Sample
 from .camera_map import make_mapped
 from .kept import below
-from .labellers import Labeller, labels_path, make_labeller, remembered
+from .labellers import Labeller, cluster_labeller, labels_path, make_labeller, remembered
 from ..model.weights import read_text
 
 # %% ../../nbs/28_named.ipynb #4fbaabff
@@ -153,9 +153,10 @@ def run_labeller(
     samples: Sequence[Sample],  # (n,) training crops
     root: str | Path,  # the dataset's folder
     say: Callable[[str], object] = print,  # takes a line about what a person said
+    cluster: Callable[..., Labeller] = cluster_labeller,  # (options, cameras) -> who makes the clusters
 ) -> tuple[Labeller, str]:  # who labels in this run; a digest of a person's words, empty if there are none
     """Clusters, truth, or a person's words, on mapped features if `camera_map` says so."""
-    labeller, digest = make_labeller(config, samples), ""
+    labeller, digest = make_labeller(config, samples, cluster), ""
     if path := labels_path(config):
         words = read_names(path)
         labeller = NamedLabeller(labeller, words, samples, root)

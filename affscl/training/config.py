@@ -27,6 +27,7 @@ from ..data.datasets import NAMES, DataOptions, data_problems
 from ..data.synthetic import WorldOptions, drawn_problems
 from ..labels.camera_map import CameraMapOptions
 from ..labels.clustering import AUTO, ClusterOptions, cluster_problems
+from ..labels.merging import merging_problems
 from ..model.network import NetworkOptions, network_problems
 from ..model.weights import read_table
 
@@ -123,6 +124,7 @@ class Config(
             *batch_problems(self),
             *adaptation_problems(self),
             *supervised_problems(self),
+            *merging_problems(self),
             *training_problems(self),
         ]
         if problems:

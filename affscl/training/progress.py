@@ -72,7 +72,7 @@ def report(
     """How good the target's labels are (chapter 22). Raises ValueError, with advice, for fewer than two clusters."""
     own = [i for i, sample in enumerate(samples) if sample.domain == TARGET] or list(range(len(samples)))
     labels, samples = np.asarray(labels)[own], [samples[i] for i in own]
-    require_clusters(labels, config.eps, config.min_samples, config.k1)
+    require_clusters(labels, config.eps, config.min_samples, config.k1, config.clustering)
     found = cluster_report(labels, [sample.pid for sample in samples], [sample.camid for sample in samples])
     if features is None or not len(features) or reads_truth(config) or not isinstance(config.k1, int):
         return found

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from ..data.datasets import Dataset, Sample
 from ..data.store import ImageStore
 from ..labels.labellers import make_labeller
+from ..labels.merging import clustering_of
 from ..model.extraction import extract
 from ..model.network import AFF, load_model
 
@@ -278,7 +279,9 @@ def clusters_section(
 ) -> None:
     """The largest clusters of the training crops, as the network would make them now."""
     store = ImageStore(data.train, model.height, model.width, cache=config.cache, progress=False)
-    labels = as_array(make_labeller(config, data.train)(extract(model, store), config.epochs + 1))
+    labels = as_array(
+        make_labeller(config, data.train, clustering_of(config))(extract(model, store), config.epochs + 1)
+    )
     kept = np.unique(labels[labels >= 0])
     if not len(kept):
         section.missing.append("There is no cluster: all crops are outliers.")

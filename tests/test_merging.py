@@ -12,9 +12,8 @@ from scipy.cluster.hierarchy import linkage
 from affscl.data.datasets import Sample
 from affscl.data.domains import SOURCE
 from affscl.data.synthetic import make_dataset
-from affscl.labels.clustering import ClusterOptions, cluster_problems
 from affscl.labels.kept import read_labels
-from affscl.labels.labellers import cluster_labeller, make_labeller, remembered
+from affscl.labels.labellers import make_labeller, remembered
 from affscl.labels.merging import (
     Merger,
     check_room,
@@ -29,7 +28,7 @@ from affscl.training.loop import train
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "merging.npz")
 X = torch.from_numpy(GOLDEN["features"])
-BUC = ClusterOptions(clustering="bottom_up")
+BUC = replace(RECIPES["tiny"], clustering="bottom_up")
 
 
 def same_groups(ours, theirs):
@@ -63,7 +62,7 @@ def test_average_linkage_is_scipys_tree_cut_at_a_tenth():
 
 def test_the_order_of_the_crops_does_not_matter():
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
-    plain, mixed = Merger(BUC, [], 3), Merger(BUC, [], 3)  # DBC passes pairs over by their numbers
+    plain, mixed = Merger(BUC, []), Merger(BUC, [])  # DBC passes pairs over by their numbers
     for epoch in (1, 2, 3):
         assert same_groups(plain(X, epoch)[order.numpy()], mixed(X[order], epoch))
 
@@ -73,20 +72,20 @@ def test_clusters_shrink_evenly_and_only_grow():
     assert (
         clusters_left(100, 0.9, 1, 1) == 10 and clusters_left(3, 0.99, 5, 5) == 2 and clusters_left(1, 0.5, 1, 1) == 1
     )
-    merger = Merger(BUC, [], 4)
+    merger = Merger(replace(BUC, epochs=4), [])
     labels = [merger(X.roll(epoch, 1), epoch) for epoch in range(1, 5)]
     assert [len(np.unique(x)) for x in labels] == [120, 84, 48, 12]
     for before, after in zip(labels, labels[1:]):
         assert all(len(np.unique(after[before == c])) == 1 for c in range(before.max() + 1))
     np.testing.assert_array_equal(merger(X.roll(4, 1), 4), labels[3])  # asked twice
-    assert Merger(BUC, [], 4)(X, 5).max() + 1 == 12  # after training: at once
+    assert Merger(BUC, [])(X, 4).max() + 1 == 12  # after training: at once
     with pytest.raises(ValueError, match="epoch 3 merges the clusters of epoch 2, and nobody knows"):
-        Merger(BUC, [], 4)(X, 3)
+        Merger(BUC, [])(X, 3)
 
 
 def test_links_join_what_was_merged_and_stay():
     cameras = [i % 2 for i in range(len(X))]
-    merger = Merger(replace(BUC, camera_links=1.0, links_from=2), cameras, 4)
+    merger = Merger(replace(BUC, camera_links=1.0, links_from=2, epochs=4), cameras)
     counts = [len(np.unique(merger(X, epoch))) for epoch in (1, 2, 3, 4)]
     assert counts[0] == 120 and counts[1] < 84 and counts[3] <= 12
 
@@ -120,14 +119,14 @@ def test_what_cannot_work_is_refused_by_name(changes, told):
 
 
 def test_what_works_is_not_refused():
-    assert cluster_problems(replace(BUC, merged=0.5, merge_penalty=0.1)) == []
+    Config(clustering="bottom_up", merged=0.5, merge_penalty=0.1)
     Config(clustering="hierarchical", camera_map=True)
     Config(clustering="bottom_up", labels="x.csv")
     Config(clustering="bottom_up", source="msmt17", adapt="pretrain")
     with pytest.raises(ValueError, match="1,000,000 crops with all others, .* use clustering='dbscan'"):
         check_room(10**6, "bottom_up", 64e9)
     with pytest.raises(ValueError, match="clustering_of"):
-        cluster_labeller(BUC, [])
+        make_labeller(BUC, [])
 
 
 @pytest.mark.parametrize("clustering", ["bottom_up", "hierarchical"])

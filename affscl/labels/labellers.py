@@ -33,10 +33,6 @@ def cluster_labeller(
 
     With k1="auto" the settings are chosen anew in each call; `chosen_settings` tells which.
     """
-    if options.clustering != "dbscan":
-        raise ValueError(
-            f"clustering={options.clustering!r} is not DBSCAN's: ask chapter 29's `clustering_of` who merges"
-        )
     chosen: dict[str, int] = {}
 
     def labeller(features: Tensor, epoch: int) -> np.ndarray:
@@ -171,6 +167,8 @@ def make_labeller(
     if reads_truth(config):
         truth = true_labels(samples)
         return lambda features, epoch: truth
+    if (name := getattr(config, "clustering", "dbscan")) != "dbscan" and cluster is cluster_labeller:
+        raise ValueError(f"clustering={name!r} is not DBSCAN: give `cluster`, from chapter 29's `clustering_of`")
     camids = [sample.camid for sample in samples if sample.domain == TARGET]
     options = ClusterOptions(**{field.name: getattr(config, field.name) for field in fields(ClusterOptions)})
     clusters = cluster(options, camids)

@@ -27,7 +27,7 @@ from ..data.datasets import NAMES, DataOptions, data_problems
 from ..data.synthetic import WorldOptions, drawn_problems
 from ..labels.camera_map import CameraMapOptions
 from ..labels.clustering import AUTO, ClusterOptions, cluster_problems
-from ..labels.merging import merging_problems
+from ..labels.merging import MergeOptions, merging_problems
 from ..model.network import NetworkOptions, network_problems
 from ..model.weights import read_table
 
@@ -97,6 +97,7 @@ class Config(
     LossOptions,
     CrossingOptions,
     ClusterOptions,
+    MergeOptions,
     CameraMapOptions,
     NetworkOptions,
     BatchOptions,

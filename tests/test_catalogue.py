@@ -20,7 +20,7 @@ class TestStudies:
         source = {f.name for f in fields(AdaptationOptions)}
         supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
         allowed = {
-            "table2": {"criterion", "hard_weight", "mean_weight", "balance", "labels"},
+            "table2": {key for s in STUDIES["table2"].settings(TINY) for key in s.changes} | {"camera_map"},
             "table3": source | {"camera_map"},
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},

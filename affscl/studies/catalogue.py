@@ -208,7 +208,11 @@ def table2(
         raise ValueError(f"table2 compares methods without labels: leave --source out (now {config.source})")
     same = loss_fields() | {"labels": "clusters"}
     market = PUBLISHED["market1501"]
+    grown = same | {"criterion": "cluster_contrast", "momentum": 0.5, "temperature": 0.1}  # BUC's repelled loss
+    grown |= {"camera_map": False} if config.camera_map else {}  # merges are never undone (chapter 29)
     return [
+        Setting("BUC", grown | {"clustering": "bottom_up"}, 38.3, 66.2),
+        Setting("DBC", grown | {"clustering": "dispersion"}, 41.3, 69.2),
         Setting("AFF_SCL", same, *market[PAPER]),
         Setting("Cluster Contrast", same | {"criterion": "cluster_contrast"}, *market["Cluster Contrast, its authors"]),
         Setting("HHCL", same | {"criterion": "hhcl"}, *market["HHCL, its authors"]),

@@ -29,6 +29,7 @@ from ..data.store import ImageStore
 from ..labels.camera_map import MappedLabeller
 from ..labels.kept import labels_file, write_labels
 from ..labels.labellers import chosen_settings, is_joint, own_classes, reads_truth, remembered
+from ..labels.merging import clustering_of
 from ..labels.named import run_labeller
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions
@@ -290,7 +291,7 @@ def prepare(
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    labeller, words = run_labeller(config, data.train, data.root, accelerator.print)
+    labeller, words = run_labeller(config, data.train, data.root, accelerator.print, clustering_of(config))
     return Job(accelerator, model, optimizer, train, query, gallery, labeller, {}, {}, data.root, criterion, words)
 
 # %% ../../nbs/55_loop.ipynb #478b2587

@@ -30,4 +30,7 @@ test: check  ## everything
 run:  ## run one notebook and store its outputs: make run NB=21_jaccard
 	python tools/notebooks.py run nbs/$(NB).ipynb
 
-.PHONY: help setup export fix check test run
+docs:  ## the documentation site, in _docs; needs pip install -e ".[docs]"
+	python tools/docs.py
+
+.PHONY: help setup export fix check test run docs

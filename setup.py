@@ -17,6 +17,9 @@ def words(key):
     return shlex.split(settings.get(key, ""), posix=False)
 
 
+extras = {name: words(f"{name}_requirements") for name in ("dev", "docs", "export", "gpu")}
+extras["dev"] += extras["docs"]  # whose tests build pages
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -36,7 +39,7 @@ setup(
     },
     python_requires=f">={settings['min_python']}",
     install_requires=words("requirements"),
-    extras_require={name: words(f"{name}_requirements") for name in ("dev", "export", "gpu")},
+    extras_require=extras,
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

@@ -78,7 +78,7 @@ def test_every_equation_becomes_mathml():
 
 def test_a_few_pages_ask_no_network(tmp_path):
     needs_smalldocs()
-    assert docs.build(tmp_path / "site", ("index", "21_jaccard"), reference=False) == 2 + len(HOWTO)
+    docs.build(tmp_path / "site", ("index", "21_jaccard"), reference=False)
     page = (tmp_path / "site" / "21_jaccard.html").read_text()
     assert page.count("<math") > 50 and "katex" not in page and "default_exp" not in page and "nbdev_export" not in page
     assert (tmp_path / "site" / docs.FONT).stat().st_size > 10_000
@@ -96,7 +96,7 @@ FAULTS = {
     '<a href="page.html#nowhere">': "names no place",
     '<a href="#nowhere">': "names no place",
     r"so \(x^2\) is": "TeX is left",
-    "so $$x$$ is": "TeX is left",
+    "all $$ of it": "TeX is left in the text: $$",
 }
 
 

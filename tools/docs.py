@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from html.parser import HTMLParser
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -169,7 +169,9 @@ def math_font(target, characters):
     from fontTools import subset
 
     options = subset.Options(flavor="woff", layout_features=["*"], notdef_outline=True)
-    font = subset.load_font(str(files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"), options)
+    font = subset.load_font(
+        str(Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"), options
+    )
     cut = subset.Subsetter(options)
     cut.populate(text="".join(sorted(characters)))
     cut.subset(font)

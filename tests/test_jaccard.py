@@ -20,6 +20,7 @@ from affscl.labels.jaccard import (
     half_length,
     jaccard_distance,
     return_ranks,
+    side_by_side,
 )
 from affscl.labels.neighbours import nearest
 
@@ -339,3 +340,38 @@ def test_no_matrix_of_all_pairs():
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 350  # MB; one 12,600 x 12,600 matrix of float32 has 605
+
+
+# --- neighbours side by side ---------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(2, 60), k1=st.integers(1, 30), seed=st.integers(0, 99), copies=st.integers(1, 5))
+def test_the_order_of_crops_decides_nothing(n, k1, seed, copies):
+    k1, k2 = min(k1, n - 1), min(k1, n - 1, 4)
+    x = torch.nn.functional.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(seed)))
+    x = x[torch.arange(n) // copies]
+    lists, similarities = nearest(x, k1)
+    order = side_by_side(lists)
+    assert sorted(order.tolist()) == list(range(n))
+    with_order = jaccard_distance(x, k1, k2, search=lambda *_: (lists, similarities))
+    plain = encode(x, k1, k2, lambda *_: (lists, similarities)).toarray()
+    minima = np.minimum(plain[:, None], plain).sum(2)
+    expected = np.where(minima > 0, 1 - minima / (2 - minima), 1).clip(0)
+    np.fill_diagonal(expected, 0)
+    full = np.ones((n, n))
+    i, j = with_order.tocoo().coords
+    full[i, j] = with_order.data
+    np.testing.assert_allclose(full, expected, atol=2e-6)
+    assert with_order.has_sorted_indices and (full == full.T).all()
+
+
+def test_mutual_neighbours_stand_side_by_side():
+    """Ten people of twelve crops each, far apart and scattered: each person's crops take twelve places in a row."""
+    people = np.random.default_rng(0).permutation(np.arange(120) // 12)
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(
+        torch.randn(10, 32, generator=g)[people] + 0.1 * torch.randn(120, 32, generator=g)
+    )
+    found = people[side_by_side(nearest(x, 12)[0])]
+    assert (np.diff(found) != 0).sum() == 9

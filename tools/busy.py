@@ -7,38 +7,24 @@ five minutes on two quiet CPU cores.
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 from tables import write_lines
 
-from affscl.studies.measuring import machine
+from affscl.studies.measuring import machine, process_seconds
 
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "busy.csv"
 WAYS = {
     "as torch is loaded": "from affscl.training.cli import train_command as run; run()",
     "as the command starts": "from affscl.training.launch import train as run; run()",
 }
-SPIN = "while True: pass"
 
 
 def one(code, neighbours):
     """Seconds of the whole process, and the last line of its table."""
-    spinning = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(neighbours)]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MALLOC_"))}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            command = [sys.executable, "-c", code, "tiny", "--device", "cpu", "--out", f"{folder}/run"]
-            said = subprocess.run(command, env=kept, capture_output=True, text=True, check=True).stdout
-            return time.perf_counter() - start, said.strip().splitlines()[-1]
-    finally:
-        for process in spinning:
-            process.kill()
+    seconds, said = process_seconds([sys.executable, "-c", code, "tiny", "--device", "cpu", "--out", "run"], neighbours)
+    return seconds, said.strip().splitlines()[-1]
 
 
 def main():

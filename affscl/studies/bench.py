@@ -26,6 +26,7 @@ from ..scores.evaluation import score
 from .measuring import Measurement, Peak, machine
 from .naive import crowd, naive_labels, naive_precision, ranking
 from affscl.studies.stages import (
+    busy_costs,
     evaluation_costs,
     extraction_costs,
     growth_costs,
@@ -54,6 +55,7 @@ STAGES = {
     "step": Stage(step_costs, 60, TINY | dict(batch=8, clusters=20)),
     "input": Stage(input_costs, 40, TINY | dict(n_ids=24, batches=3)),
     "extraction": Stage(extraction_costs, 90, TINY | dict(n=16, batch=8, compiling=False)),
+    "busy": Stage(busy_costs, 120, dict(rounds=1, words=("--help",))),
     "precision": Stage(precision_costs, 50, dict(seeds=(1,), epochs=1, iterations=2, world_ids=24, world_cams=3, p=4)),
 }
 
@@ -211,7 +213,8 @@ class BenchArguments:
 
 BENCH_HELP = """Measure affscl on this machine: each figure, its limit, and their ratio.
 
-Stages: labels (35 s), scale (90 s), evaluation (10 s), step (60 s), input (40 s), extraction (90 s), precision (50 s).
+Stages: labels (35 s), scale (90 s), evaluation (10 s), step (60 s), input (40 s), extraction (90 s), precision (50 s),
+busy (120 s).
 The machine should have nothing else to do."""
 
 

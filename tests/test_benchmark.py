@@ -1,5 +1,7 @@
 """Scoring a dataset's features in several ways at once: samples' ids, the mixed gallery, and what is warned of."""
 
+import os
+import shutil
 import warnings
 
 import numpy as np
@@ -150,3 +152,16 @@ def test_a_model_extracts_once_for_all_ways(tmp_path, monkeypatch):
     assert len(found) == 3 and calls == stores
     wanted = score_features(*(extract(model, x) for x in stores), (data.query, data.gallery))
     assert found["as extracted"].mAP == wanted["as extracted"].mAP
+
+
+@pytest.mark.parametrize("how", [os.link, os.symlink, shutil.copyfile])
+def test_copies_of_queries_in_the_gallery_are_told(how, tmp_path):
+    for i in range(30):
+        (tmp_path / f"q{i}").write_bytes(bytes([i]) * (5 + i // 3))
+        how(tmp_path / f"q{i}", tmp_path / f"g{i}")
+    queries = [s._replace(path=str(tmp_path / f"q{i}"), camid=None) for i, s in enumerate(GALLERY[:30])]
+    crops = [s._replace(path=str(tmp_path / f"g{i}") if i < 20 else s.path) for i, s in enumerate(GALLERY)]
+    said = told(score_features, FEATURES[1][:30], FEATURES[1], (queries, crops))[1]
+    assert any("20 of 30 queries are in the gallery too" in x for x in said)
+    said = told(score_features, *FEATURES, (queries[20:] + QUERY[10:], crops))[1]
+    assert not any("in the gallery too" in x for x in said)

@@ -257,7 +257,12 @@ def test_single_camera_clusters_are_seen():
 @settings(deadline=None, max_examples=40)
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=40), most=st.integers(1, 6))
 def test_thinned_keeps_the_first_of_each(values, most):
-    kept, speakers = thinned(torch.tensor(values)[:, None].float(), most)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        kept, speakers = thinned(torch.tensor(values)[:, None].float(), most)
+    gone = len(values) - len(kept)
+    told = f"{gone} of {len(values)} crops look exactly like {most} others"
+    assert [told in str(one.message) for one in said] == [True] * bool(gone)
     wanted = [i for i, v in enumerate(values) if values[:i].count(v) < most]
     assert kept.tolist() == wanted
     assert [values[kept[s]] for s in speakers] == values, "a row is spoken for by its like"
@@ -272,7 +277,8 @@ def test_identical_crops_do_not_cost_a_square():
         sizes.append(len(features))
         return nearest(features, k1)
 
-    labels = pseudo_labels(copied, search=spying)
+    with pytest.warns(UserWarning, match="5,501 of 6,300 crops look exactly like 500 others"):
+        labels = pseudo_labels(copied, search=spying)
     assert sizes == [500 + 299] and len(labels) == 6300 and len(set(labels[:6001])) == 1
     with pytest.MonkeyPatch.context() as patch:  # the same as with all copies
         patch.setattr("affscl.labels.clustering.COPIES", 10**6)

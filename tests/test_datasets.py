@@ -1,9 +1,10 @@
 """Every layout on a tree of a few crops, and every mistake with its message or its warning."""
 
 import re
-import signal
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from affscl.data.datasets import (
     Dataset,
     Sample,
     can_evaluate,
+    compile_pattern,
     data_problems,
     folder_samples,
     image_files,
@@ -27,8 +29,10 @@ from affscl.data.datasets import (
     msmt_sample,
     numbers,
     parse_name,
+    parse_names,
     summary_row,
 )
+from affscl.use.search import folder_crops
 
 MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c3s1_000551_00.jpg", "0007_c6s4_000001_01.png"],
@@ -627,26 +631,45 @@ class TestCameraNames:
         assert [(s.camid, s.camera) for s in data.train] == [(1, "folder:a"), (None, None)]
 
 
+# Each of them needs longer for a name of sixty letters than there are years.
+ENDLESS = {
+    "repeat within repeat": r"(?P<pid>(a+)+)b",
+    "three of them": r"(?P<pid>(.*)*(.*)*(.*)*z)",
+    "words": r"(?P<pid>(\w+\s?)+)!$",
+    "either way": r"(?P<pid>(a|aa)+)!",
+    "huge repeats": r"(?P<pid>(?:(?:\w?){5000}){5000})!",
+    "looking ahead": r"(?P<pid>(?:(?=(\w+))|\w)+)+!",
+    "referring back": r"(?P<pid>(?:(\w*)\2?)*)!",
+    "open ends": r"(?P<pid>\w*\w*\w*\w*\w*\w*\w*\w*\w*\w*\w*\w*)!",
+    "case": r"(?i)(?P<camid>([A-Z]+)*)!",
+}
+
+
 class TestHostilePatterns:
-    @pytest.mark.parametrize(
-        "pattern", [r"(?P<pid>(\w+)+)!$", r"(?P<pid>(.*)*(.*)*(.*)*z)", r"(?P<pid>(?:(?:\w?){5000}){5000})!"]
-    )
-    def test_catastrophic_backtracking_is_stopped(self, tmp_path, pattern, monkeypatch):
-        monkeypatch.setattr("affscl.data.datasets.PATIENCE", 0.2)
-        root, start = tree(tmp_path, {"x": ["a" * 60 + ".png"]}), time.monotonic()
-        with pytest.raises(ValueError, match="takes more than 0.2 s for .*aaa.*avoid repeats within repeats"):
-            load_dataset("folder", root, pattern)
+    @pytest.mark.parametrize("how", ENDLESS)
+    def test_an_endless_pattern_is_stopped_with_the_name_it_stood_at(self, how, tmp_path, monkeypatch):
+        monkeypatch.setattr("affscl.data.datasets.PATIENCE", 1.0)
+        root, start = tree(tmp_path, {"x": ["0.png", "a" * 60 + ".png"]}), time.monotonic()
+        with pytest.raises(ValueError, match="takes more than 1.002 s; it stood at 'x/.*repeats within repeats"):
+            load_dataset("folder", root, f"{ENDLESS[how]}|0")
         assert time.monotonic() - start < 20
 
-    def test_an_alarm_of_others_is_put_back(self):
-        rung = []
-        before = signal.signal(signal.SIGVTALRM, lambda *_: rung.append(1))
-        try:
-            parse_name("anna_1", r"(?P<pid>\w+?)_")
-            signal.raise_signal(signal.SIGVTALRM)
-        finally:
-            signal.signal(signal.SIGVTALRM, before)
-        assert rung and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    def test_in_a_thread_too_and_for_a_gallery(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("affscl.data.datasets.PATIENCE", 0.5)
+        root = tree(tmp_path, {"x": ["a" * 60 + ".png"]})
+        with ThreadPoolExecutor() as pool:
+            tries = [pool.submit(read, ENDLESS["words"]) for read in (partial(load_dataset, "folder", root),)]
+            tries += [pool.submit(folder_crops, root, ENDLESS["words"])]
+            assert all("takes more than" in str(one.exception(timeout=60)) for one in tries)
+
+    def test_names_of_any_letters_come_back_as_from_one_search(self):
+        names = ["a_1.png", "\udcff_2.png", "\n_3.png", '"_4.png', "", "Ä_5.png", "x_٣.png", "\u2028_6.png"] * 50
+        pattern = compile_pattern(r"(?s)(?P<pid>.)_(?P<camid>\d)")
+        assert parse_names(names, pattern) == [parse_name(name, pattern) for name in names]
+
+    def test_a_long_pattern_is_no_pattern(self, tmp_path):
+        with pytest.raises(ValueError, match="no regular expression: 20,009 characters are too many"):
+            load_dataset("folder", tree(tmp_path, {"x": ["a.png"]}), f"(?P<pid>{'a?' * 10_000})")
 
     @pytest.mark.parametrize("pattern", ["(?P<pid>a{99999999999999999999})", "(?:" * 9000 + "(?P<pid>a)" + ")" * 9000])
     def test_what_cannot_be_compiled_is_told(self, tmp_path, pattern):
@@ -664,7 +687,7 @@ class TestHostileTrees:
             load_dataset("folder", "/")
 
     def test_a_long_search_is_said_once(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("affscl.data.datasets.PATIENCE", -1.0)
+        monkeypatch.setattr("affscl.data.datasets.time.monotonic", iter(range(0, 10**6, 60)).__next__)
         with pytest.warns(UserWarning, match="still looking for images, now in") as told:
             image_files(tree(tmp_path, {"x": ["a.png"], "y": ["a.png"]}))
         assert len(told) == 1

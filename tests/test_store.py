@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -262,8 +263,20 @@ class TestImageStore:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(affscl.data.store, "write_store", full)
-        with pytest.raises(OSError, match=r"12 decoded crops \(0.00 GB\).*No space left"):
+        with pytest.raises(OSError, match=r"12 decoded crops of 40 x 20 \(0.00 GB\).*No space left"):
             ImageStore(samples, 40, 20, cache)
+
+    def test_a_disk_without_space_is_told_before_a_crop_is_decoded(self, samples, cache, monkeypatch):
+        free = shutil.disk_usage(cache.parent)._replace(free=12 * 3 * 400 * 200 - 1)
+        monkeypatch.setattr(affscl.data.store.shutil, "disk_usage", lambda _: free)
+        monkeypatch.setattr(affscl.data.store, "load_crop", lambda *_: pytest.fail("decoded"))
+        with pytest.raises(
+            OSError, match=r"of 400 x 200 \(0.00 GB\) in .*: only 0.00 GB are free. Set .cache. \(--cache\)"
+        ):
+            ImageStore(samples, 400, 200, cache)
+        assert not cache.exists() or not list(cache.iterdir())
+        monkeypatch.undo()
+        assert len(ImageStore(samples, 40, 20, cache)) == 12
 
     def test_the_default_place(self, monkeypatch, tmp_path):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

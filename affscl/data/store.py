@@ -8,9 +8,11 @@ __all__ = ['TURNS', 'DECODING', 'STORE', 'PART', 'DIGEST', 'UNUSED', 'eight_bits
            'seal', 'open_store', 'remove_stale', 'bound_stores', 'build_store', 'ImageStore']
 
 # %% ../../nbs/07_store.ipynb #ccb97bff
+import errno
 import hashlib
 import os
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -93,11 +95,8 @@ def opened(
 ) -> Image.Image:
     """The image as Pillow has it. ValueError: no ordinary file (a pipe would be waited for), or no array of pixels."""
     if isinstance(source, np.ndarray):
-        if (
-            source.ndim not in (2, 3)
-            or source.ndim == 3
-            and (source.shape[2] not in (3, 4) or source.dtype != np.uint8)
-        ):
+        coloured = source.ndim == 3 and source.shape[2] in (3, 4) and source.dtype == np.uint8
+        if source.ndim != 2 and not coloured:
             shape = f"{source.dtype} of shape {source.shape}"
             raise ValueError(f"an array of {shape} is no picture: give uint8 (height, width, 3) in the order RGB")
         return Image.fromarray(source)
@@ -324,16 +323,20 @@ def build_store(
     progress: bool,  # a bar on a terminal
 ) -> None:
     """Write a store as a draft, then rename it: nobody sees half a store. OSError: no space for it."""
-    unfinished = draft_of(path)
+    unfinished, size = draft_of(path), len(paths) * 3 * height * width
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
+        free = shutil.disk_usage(path.parent).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"only {free / 1e9:.2f} GB are free")
         write_store(unfinished, paths, height, width, workers, progress)
         seal(unfinished)
         os.replace(unfinished, path)
     except OSError as error:
-        size = f"{len(paths):,} decoded crops ({len(paths) * 3 * height * width / 1e9:.2f} GB)"
-        raise OSError(f"cannot keep {size} in {path.parent}: {error}. Set `cache` to a folder with space.") from error
+        told = f"cannot keep {len(paths):,} decoded crops of {height} x {width} ({size / 1e9:.2f} GB) in {path.parent}"
+        how = "Set `cache` (--cache) to a folder with space, or make crops smaller (--height, --width)."
+        raise OSError(f"{told}: {getattr(error, 'strerror', error) or error}. {how}") from error
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -390,11 +393,8 @@ class ImageStore:
         return torch.from_numpy(np.asarray(self.images[np.asarray(indices, dtype=np.int64)]))
 
     def __getstate__(self) -> dict:
-        return {
-            "samples": self.samples,
-            "path": self.path,
-            "digest": self.digest,
-        }  # the map itself would travel as gigabytes
+        kept = ("samples", "path", "digest")  # the map itself would travel as gigabytes
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict):
         self.__dict__.update(state, images=np.load(state["path"], mmap_mode="r"))

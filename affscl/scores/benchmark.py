@@ -6,8 +6,12 @@
 __all__ = ['score_features', 'named', 'logged_scores', 'evaluate_model', 'can_score']
 
 # %% ../../nbs/42_benchmark.ipynb #4be1ded5
+import hashlib
+import os
 import warnings
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,12 +34,32 @@ def _ids(queries: Sequence[Sample], gallery: Sequence[Sample]) -> tuple[np.ndarr
     return pids[0], pids[1], camids[0], camids[1]
 
 # %% ../../nbs/42_benchmark.ipynb #5587870a
+@cache
+def _length(path: str) -> int | None:
+    """Bytes of a file; None: there is none."""
+    return os.stat(path).st_size if os.path.isfile(path) else None
+
+
+@cache
+def _content(path: str) -> str | bytes:
+    """What tells a file from others: a digest of its bytes; the path where there is none."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    except OSError:
+        return path
+
+
 def _themselves(queries: Sequence[Sample], gallery: Sequence[Sample]) -> int:
-    """How many queries are in the gallery too, as the same file, without being left out by the same-camera rule."""
-    cameras = {sample.path: sample.camid for sample in gallery}
-    return sum(
-        query.path in cameras and (query.camid is None or query.camid != cameras[query.path]) for query in queries
-    )
+    """How many queries are in the gallery too, itself or a copy, without being left out by the same-camera rule."""
+    lengths = {_length(query.path) for query in queries}
+    cameras: dict[str | bytes, set[int | None]] = {}
+    for sample in gallery:
+        if _length(sample.path) in lengths:
+            cameras.setdefault(_content(sample.path), set()).add(sample.camid)
+    if not cameras:
+        return 0
+    found = [(query.camid, cameras.get(_content(query.path), set())) for query in queries]
+    return sum(bool(there) and (camid is None or there != {camid}) for camid, there in found)
 
 # %% ../../nbs/42_benchmark.ipynb #ad181be8
 def score_features(
@@ -54,8 +78,9 @@ def score_features(
     themselves = _themselves(queries, crops)
     if themselves:
         warnings.warn(
-            f"{themselves} of {len(queries)} queries are in the gallery too, and as their camera is unknown, no rule"
-            " leaves them out: they find themselves first. Give these crops a camid, or take them out of the gallery",
+            f"{themselves} of {len(queries)} queries are in the gallery too, themselves or copied, and no rule leaves"
+            " them out, as their camera is unknown or not the same: they find themselves first. Give these crops a"
+            " camid, or take them out of the gallery",
             stacklevel=2,
         )
     scores = {"as extracted": evaluate(query, gallery, *ids)}

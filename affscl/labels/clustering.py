@@ -43,6 +43,9 @@ def thinned(
             kept.append(i)
         places[key] = count + 1, place
         speakers[i] = place
+    if gone := len(speakers) - len(kept):
+        told = f"{gone:,} of {len(speakers):,} crops look exactly like {most:,} others and only take their labels"
+        warnings.warn(f"{told}: copies of a crop, or links to one? Take them out of the data", stacklevel=3)
     return np.array(kept), speakers
 
 # %% ../../nbs/22_clustering.ipynb #b83cfba9

@@ -28,7 +28,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 # %% ../../nbs/52_runs.ipynb #43b7a9ce
-from ..data.synthetic import draft_of, sweep
+from ..data.synthetic import draft_of, is_abandoned, sweep
+from ..labels.kept import LABELS
 from ..model.weights import parse_json, read_table, read_tensors, read_text, write_safely, write_tensors
 from .config import Config, read_config
 from .loading import settings_changed
@@ -246,7 +247,8 @@ def claim(
     path = run / CLAIM
     try:
         run.mkdir(parents=True, exist_ok=True)
-        sweep(run)
+        for folder in (run, run / LABELS):
+            sweep(folder)
         draft = draft_of(path)
         draft.write_text(json.dumps(_me()), encoding="utf-8")
     except OSError as error:
@@ -279,7 +281,8 @@ def is_crashed_start(
 ) -> bool:
     """Whether all that lies in it is a run that was killed before its first state: nothing is lost with it."""
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    return CLAIM in names and names <= _FIRST and not living_owner(run)
+    claimed = CLAIM in names or any(is_abandoned(path) for path in run.glob(f".{CLAIM}@*"))  # or it was about to be
+    return claimed and names <= _FIRST and not living_owner(run)
 
 # %% ../../nbs/52_runs.ipynb #992d5605
 def new_run(

@@ -20,7 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 
 # %% ../../nbs/81_search.ipynb #62b4b607
-from ..data.datasets import Sample, called, compile_pattern, image_files, listing, numbers, parse_name
+from ..data.datasets import Sample, called, compile_pattern, image_files, listing, numbers, parse_names
 from ..data.store import load_crop, try_crop
 from ..model.network import load_model
 from ..scores.figures import crop_axes, draw_crop
@@ -40,7 +40,7 @@ def folder_crops(
     if not names:
         raise FileNotFoundError(f"no images for a gallery: {listing(root)}")
     compiled = compile_pattern(pattern)
-    found = [parse_name(name, compiled) for name in names]
+    found = parse_names(names, compiled)
     if pattern is not None and None in found:
         raise ValueError(f"pattern {pattern!r} does not match {names[found.index(None)]!r} in {root}")
     cameras = [ids and ids[1] for ids in found]

@@ -16,11 +16,14 @@ from sklearn.cluster import DBSCAN
 from affscl.labels.clustering import (
     LADDER,
     ClusterOptions,
+    agreement,
     centroids,
     choose_clusters,
     cluster_problems,
     cluster_report,
+    labels_within,
     pseudo_labels,
+    reliable_labels,
     require_clusters,
     separation,
     thinned,
@@ -411,3 +414,61 @@ def test_only_auto_is_a_word_for_k1():
     assert cluster_problems(ClusterOptions(k1="auto")) == []
     assert cluster_problems(ClusterOptions(k1="many")) == ["k1='many': must be a number, or auto"]
     require_clusters(np.repeat(np.arange(40), 3), 0.6, 4, "auto")
+
+
+def sets_of(labels):
+    return [{j for j, x in enumerate(labels) if x == label >= 0} or {i} for i, label in enumerate(labels)]
+
+
+def naive_reliable(labels, loose, tight, threshold):
+    """SpCL's choice, crop for crop, with sets."""
+    own, independence, compactness = sets_of(labels), [], []
+    for other, shares in (loose, independence), (tight, compactness):
+        shares += [len(a & b) / len(a | b) for a, b in zip(own, sets_of(other))]
+    best = {c: max(independence[i] for i in own[labels.index(c)]) for c in set(labels) - {-1}}
+    if threshold is None:
+        threshold = sorted(best.values(), reverse=True)[min(len(best) - 1, round(0.9 * len(best)))]
+    kept = [
+        x if x >= 0 and best[x] >= threshold and compactness[i] == max(compactness[j] for j in own[i]) else -1
+        for i, x in enumerate(labels)
+    ]
+    kept = [x if kept.count(x) > 1 else -1 for x in kept]
+    numbers = {x: n for n, x in enumerate(sorted(set(kept) - {-1}))} | {-1: -1}
+    return [numbers[x] for x in kept], threshold
+
+
+class TestReliable:
+    @given(st.lists(st.tuples(*[st.integers(-1, 3)] * 3), min_size=1, max_size=24), st.sampled_from([None, 0.5, 1.0]))
+    @settings(max_examples=60, deadline=None)
+    def test_as_sets_would_have_it(self, rows, threshold):
+        labels, loose, tight = (np.unique([row[i] for row in rows], return_inverse=True)[1] - 1 for i in range(3))
+        if labels.max() >= 0:
+            kept, used = reliable_labels(labels, loose, tight, threshold)
+            wanted, naive = naive_reliable(labels.tolist(), loose.tolist(), tight.tolist(), threshold)
+            assert kept.tolist() == wanted and used == pytest.approx(naive)
+
+    def test_golden_choice_of_spcl(self, golden):
+        values, threshold = golden("field"), None
+        for epoch in range(2):
+            three = (values[f"paced_{name}_{epoch}"] for name in ("labels", "loose", "tight"))
+            kept, threshold = reliable_labels(*three, threshold)
+            wanted = values[f"paced_kept_{epoch}"]
+            assert np.array_equal(kept < 0, wanted < 0)
+            assert len(set(zip(kept, wanted))) == len(set(kept)) == len(set(wanted))  # the same clusters
+            assert threshold == pytest.approx(float(values[f"paced_threshold_{epoch}"]), abs=1e-6)
+
+    def test_nobody_to_choose_from(self):
+        outliers = np.full(5, -1)
+        assert reliable_labels(outliers, outliers, np.zeros(5, int))[0].tolist() == [-1] * 5
+        assert agreement(np.array([], int), np.array([], int)).tolist() == []
+
+    def test_one_graph_gives_the_labels_of_each_radius(self):
+        x = torch.nn.functional.normalize(torch.randn(20, 16)[torch.arange(120) % 20] + 0.6 * torch.randn(120, 16))
+        x[7] = x[3]
+        for eps, labels in zip((0.6, 0.3, 0.5), labels_within((0.6, 0.3, 0.5), x, 3, 12, 4)):
+            assert np.array_equal(labels, pseudo_labels(x, eps, 3, 12, 4))
+
+    @pytest.mark.parametrize("gap, eps", [(-0.1, 0.5), (0.5, 0.5), (0.3, 0.8), (float("nan"), 0.5)])
+    def test_a_gap_that_leaves_no_room_is_refused(self, gap, eps):
+        (problem,) = cluster_problems(ClusterOptions(eps=eps, self_paced=gap))
+        assert "self_paced" in problem and "0.02" in problem

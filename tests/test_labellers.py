@@ -282,3 +282,19 @@ class TestMemory:
         words = {"0.jpg": Word(0, "anna")}
         around = NamedLabeller(joint_labeller(samples, labeller), words, samples, "")
         assert remembered(MappedLabeller(around, samples)) is labeller.kept
+
+    @pytest.mark.parametrize("k1", [12, "auto"])
+    def test_self_paced_keeps_its_first_threshold(self, k1):
+        g = torch.Generator().manual_seed(0)
+        options = ClusterOptions(eps=0.5, k1=k1, k2=4, self_paced=0.05)
+        labeller, plain = (cluster_labeller(o, []) for o in (options, replace(options, self_paced=0.0)))
+        x = torch.randn(20, 32, generator=g)[torch.arange(160) % 20]
+        near, far = (torch.nn.functional.normalize(x + s * torch.randn(160, 32, generator=g)) for s in (0.6, 1.0))
+        first, all_of_them = labeller(near, 1), plain(near, 1)
+        threshold = remembered(labeller)["independence"]
+        assert ((first >= 0) <= (all_of_them >= 0)).all() and remembered(plain) == {}
+        second = labeller(far, 2)
+        assert remembered(labeller) == {"independence": threshold}
+        resumed = cluster_labeller(options, [])
+        remembered(resumed).update(independence=threshold)
+        assert np.array_equal(resumed(far, 2), second)

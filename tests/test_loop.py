@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from long_forms import LONG
 from PIL import Image
 
+from affscl.criteria.factory import FIELD
 from affscl.data.datasets import market_samples
 from affscl.data.synthetic import make_dataset
 from affscl.labels.kept import kept_epochs, labels_file, read_labels
@@ -190,7 +191,9 @@ class TestRun:
         train(replace(short, epochs=2, iterations=1), resume=run)
         assert began == [1, 1]
 
-    @pytest.mark.parametrize("criterion", ["mean", "hard", "cluster_contrast", "hhcl", "cross_entropy_triplet"])
+    @pytest.mark.parametrize(
+        "criterion", ["mean", "hard", "cluster_contrast", "hhcl", "cross_entropy_triplet", *FIELD]
+    )
     def test_every_criterion_runs_in_the_one_loop(self, short, tmp_path, criterion):
         history = train(replace(short, criterion=criterion, iterations=1, eval_every=9), tmp_path / "run").history
         assert [np.isfinite(row["loss"]) for row in history[1:]] == [True, True]

@@ -21,7 +21,7 @@ PLAIN = APPENDICES | {
     "02_domains",
     "12_weights",
     "24_labellers",
-    "33_factory",
+    "39_factory",
     "42_benchmark",
     "50_config",
     "51_loading",

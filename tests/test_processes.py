@@ -155,7 +155,10 @@ LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each 
     "hhcl": (dict(criterion="hhcl", hard_reference="hard"), 8),
     "cluster contrast": (dict(criterion="cluster_contrast"), 8),
     "supervised": (dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1), 8),
-    "joint": (SOURCE | dict(adapt="joint"), 4),  # without domain_norm no chunk of one process holds both domains
+    "joint": (
+        SOURCE | dict(adapt="joint", criterion="spcl"),
+        4,
+    ),  # without domain_norm no chunk of one process holds both domains
     "pretrain": (dict(source="market1501", adapt="pretrain"), 8),
 }
 

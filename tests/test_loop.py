@@ -172,6 +172,18 @@ class TestRun:
         drawn = {int(label) for targets, _ in seen for label in targets}
         assert -1 in kept and bool(drawn - set(kept)) == outliers
 
+    @pytest.mark.parametrize("changes", [{"criterion": "cap"}, {"criterion": "o2cap"}, {"negatives": "camera"}])
+    def test_what_needs_cameras_is_refused_before_any_crop_is_read(self, changes, tmp_path, monkeypatch):
+        for i in range(4):
+            folder = tmp_path / "crops" / "train"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 64), (i, i, i)).save(folder / f"{i}.jpg")
+        monkeypatch.setattr(training, "ImageStore", None)  # whoever calls it fails otherwise
+        config = replace(SHORT, dataset="folder", data=str(tmp_path / "crops"), **changes)
+        with pytest.raises(ValueError, match=f"{next(iter(changes.values()))}.*4 of 4 have none.*--pattern"):
+            train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_a_run_that_goes_on_gives_its_labeller_back_what_it_remembered(self, short, tmp_path, monkeypatch):
         began, make = [], training.run_labeller
 
@@ -191,9 +203,7 @@ class TestRun:
         train(replace(short, epochs=2, iterations=1), resume=run)
         assert began == [1, 1]
 
-    @pytest.mark.parametrize(
-        "criterion", ["mean", "hard", "cluster_contrast", "hhcl", "cross_entropy_triplet", *FIELD]
-    )
+    @pytest.mark.parametrize("criterion", ["mean", "hard", "cluster_contrast", "hhcl", "cross_entropy_triplet", *FIELD])
     def test_every_criterion_runs_in_the_one_loop(self, short, tmp_path, criterion):
         history = train(replace(short, criterion=criterion, iterations=1, eval_every=9), tmp_path / "run").history
         assert [np.isfinite(row["loss"]) for row in history[1:]] == [True, True]

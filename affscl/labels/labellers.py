@@ -8,7 +8,7 @@ __all__ = ['Labeller', 'cluster_labeller', 'chosen_settings', 'remembered', 'own
 
 # %% ../../nbs/24_labellers.ipynb #366c956f
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,14 @@ from torch import Tensor
 # %% ../../nbs/24_labellers.ipynb #4edee3b1
 from ..data.datasets import Sample
 from ..data.domains import SOURCE, TARGET, source_pids
-from .clustering import AUTO, ClusterOptions, choose_clusters, pseudo_labels
+from affscl.labels.clustering import (
+    AUTO,
+    ClusterOptions,
+    choose_clusters,
+    labels_within,
+    pseudo_labels,
+    reliable_labels,
+)
 from .links import link_cameras
 
 # %% ../../nbs/24_labellers.ipynb #98b35c13
@@ -31,22 +38,29 @@ def cluster_labeller(
 ) -> Labeller:
     """DBSCAN says who is who, and from the epoch `links_from` on, the links between cameras too.
 
-    With k1="auto" the settings are chosen anew in each call; `chosen_settings` tells which.
+    With k1="auto" the settings are chosen anew in each call; `chosen_settings` tells which. With self_paced, clusters
+    that depend on eps are dissolved first, by a threshold that is the same in all epochs.
     """
     chosen: dict[str, int] = {}
+    kept: dict[str, float] = {}
 
     def labeller(features: Tensor, epoch: int) -> np.ndarray:
+        used = options
         if options.k1 == AUTO:
             choice = choose_clusters(features, options.eps, options.search)
             chosen.update(choice.settings())
-            labels = choice.labels
+            labels, used = choice.labels, replace(options, **choice.settings())
         else:
             labels = pseudo_labels(features, options.eps, options.min_samples, options.k1, options.k2, options.search)
+        if gap := options.self_paced:
+            settings = used.min_samples, int(used.k1), used.k2, used.search
+            loose, tight = labels_within((used.eps + gap, used.eps - gap), features, *settings)
+            labels, kept["independence"] = reliable_labels(labels, loose, tight, kept.get("independence"))
         if options.camera_links and epoch >= options.links_from:
             return link_cameras(features, labels, camids, options.camera_links)
         return labels
 
-    vars(labeller)["chosen"] = chosen
+    vars(labeller).update(chosen=chosen, kept=kept)
     return labeller
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 # %% ../../nbs/55_loop.ipynb #7b1814d7
 from ..criteria.contrast import Criterion
 from ..criteria.crossing import batch_losses
-from ..criteria.factory import lasting_criterion, make_criterion
+from ..criteria.factory import lasting_criterion, make_criterion, require_cameras
 from ..data.store import ImageStore
 from ..labels.camera_map import MappedLabeller
 from ..labels.kept import labels_file, write_labels
@@ -272,6 +272,7 @@ def prepare(
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
         data = load_data(config)
+        require_cameras(config, data.train)
         reason = can_score(data)
         stored = partial(ImageStore, height=config.height, width=config.width, cache=config.cache)
         train = stored(data.train)

@@ -120,8 +120,8 @@ def make_criterion(
         return HybridContrast(memory, outliers=name == "spcl", symmetric=name == "dsce")
     centres = centroids(features, labels)
     if name == "dcc":
-        pair = (ClusterMemory(centres, rule, **rates) for rule in ("mean", "sequential"))
-        return DualContrast(*pair, consistency=0 if options.balance == "off" else 0.5)
+        means, last = (ClusterMemory(centres, rule, **rates) for rule in ("mean", "sequential"))
+        return DualContrast(means, last, 0 if options.balance == "off" else 0.5)
     if name == "cross_entropy_triplet":
         return CrossEntropyTriplet(centres, options.temperature, options.label_smoothing, options.margin)
     cameras = cameras_of(labels, camids, features.device) if options.negatives == "camera" else None

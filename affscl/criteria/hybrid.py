@@ -15,7 +15,6 @@ from torch import Tensor, nn
 # %% ../../nbs/35_hybrid.ipynb #b1fa9af0
 from .contrast import Criterion, info_nce
 from .memory import blend_in_turn, memory_problems, memory_rows, similarities
-from ..labels.labellers import own_classes
 from ..model.network import Output
 
 # %% ../../nbs/35_hybrid.ipynb #0a749dbf
@@ -25,6 +24,7 @@ class HybridMemory(nn.Module):
     rows: Tensor  # (n, d) of length one
     members: Tensor  # (m,) the crops that have a class
     classes: Tensor  # (m,) their classes, 0..C-1
+    counts: Tensor  # (C,) crops of each class
 
     def __init__(
         self,

@@ -57,10 +57,10 @@ class ProxyMemory(nn.Module):
         return similarities(q, self.rows, self.temperature)
 
     @torch.no_grad()
-    def update(self, q: Tensor, indices: Tensor) -> None:
-        """Move the proxies of the batch's crops, given by their indices (b,)."""
+    def update(self, q: Tensor, proxies: Tensor) -> None:
+        """Move the proxies (b,) of the batch's crops towards them, q (b, d)."""
         with torch.autocast(q.device.type, enabled=False):
-            blend_in_turn(self.rows, self.proxy[indices], q.float(), self.momentum)
+            blend_in_turn(self.rows, proxies, q.float(), self.momentum)
 
 # %% ../../nbs/36_proxies.ipynb #109d1b66
 def camera_means(
@@ -143,8 +143,7 @@ class ProxyContrast(Criterion):
 
     def update(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> None:
         """Move the proxies of the batch's crops."""
-        self.proxies_of(indices)
-        self.memory.update(output.unit, indices)
+        self.memory.update(output.unit, self.proxies_of(indices))
 
     def proxies_of(self, indices: Tensor | None) -> Tensor:
         """The proxies of a batch. Raises ValueError if nobody tells which crops it holds."""

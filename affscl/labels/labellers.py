@@ -49,7 +49,7 @@ def cluster_labeller(
         if options.k1 == AUTO:
             choice = choose_clusters(features, options.eps, options.search)
             chosen.update(choice.settings())
-            labels, used = choice.labels, replace(options, **choice.settings())
+            labels, used = choice.labels, replace(options, k1=choice.k1, k2=choice.k2, min_samples=choice.min_samples)
         else:
             labels = pseudo_labels(features, options.eps, options.min_samples, options.k1, options.k2, options.search)
         if gap := options.self_paced:

@@ -17,7 +17,7 @@ def words(key):
     return shlex.split(settings.get(key, ""), posix=False)
 
 
-extras = {name: words(f"{name}_requirements") for name in ("dev", "docs", "export", "gpu")}
+extras = {name: words(f"{name}_requirements") for name in ("dev", "docs", "export", "gpu", "track")}
 extras["dev"] += extras["docs"]  # whose tests build pages
 
 setup(

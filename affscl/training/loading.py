@@ -274,7 +274,7 @@ def train_loader(
     )
 
 # %% ../../nbs/51_loading.ipynb #9d4f000c
-CHANGEABLE = {"epochs", "device", "workers", "data", "cache", "extract_batch", "eval_every"}
+CHANGEABLE = {"epochs", "device", "workers", "data", "cache", "extract_batch", "eval_every", "track"}
 
 
 def run_record(

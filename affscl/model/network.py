@@ -231,6 +231,19 @@ class AFF(MapHolder):
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}  # which epoch's, and their file in a run's folder
 
 
+def _expected(run: Path, name: str) -> str:
+    """What to do where a file of a run is not there."""
+    if run.is_file():
+        best = " and ask for weights='best' (--weights best)" * (run.name == WEIGHTS["best"])
+        return f"that is a file; name the run's folder, {run.parent}{best}"
+    if name == WEIGHTS["best"]:
+        return (
+            "a run keeps the weights of its best epoch where a number tells which that is, the mAP or a silhouette of"
+            " its clusters; this run is older, or has neither. Take those of the last: weights='last' (--weights last)"
+        )
+    return "expected the folder of a run, as affscl-train writes it"
+
+# %% ../../nbs/14_network.ipynb #6b115173
 def load_model(
     run: str | Path,  # a run's folder, with config.json and the weights
     weights: str = "last",  # or best: those of its best epoch, as a rule chosen on test data
@@ -267,16 +280,3 @@ def load_model(
         raise ValueError(f"{what} is not of the network in its config.json: {error}") from error
     model.chosen = (about or {}).get("chosen", "")
     return model.eval()
-
-
-def _expected(run: Path, name: str) -> str:
-    """What to do where a file of a run is not there."""
-    if run.is_file():
-        best = " and ask for weights='best' (--weights best)" * (run.name == WEIGHTS["best"])
-        return f"that is a file; name the run's folder, {run.parent}{best}"
-    if name == WEIGHTS["best"]:
-        return (
-            "a run keeps the weights of its best epoch where a number tells which that is, the mAP or a silhouette of"
-            " its clusters; this run is older, or has neither. Take those of the last: weights='last' (--weights last)"
-        )
-    return "expected the folder of a run, as affscl-train writes it"

@@ -231,6 +231,16 @@ class AFF(MapHolder):
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}  # which epoch's, and their file in a run's folder
 
 
+def _file(run: Path, asked: str) -> Path:
+    """config.json, or the file of the weights that are asked for; FileNotFoundError if it is not there."""
+    if asked not in (*WEIGHTS, "config.json"):
+        raise ValueError(f"weights={asked!r}: choose one of {', '.join(WEIGHTS)}")
+    name = WEIGHTS.get(asked, asked)
+    if not (run / name).is_file():
+        raise FileNotFoundError(f"no {name} in {run.absolute()}: {_expected(run, name)}")
+    return run / name
+
+
 def _expected(run: Path, name: str) -> str:
     """What to do where a file of a run is not there."""
     if run.is_file():
@@ -253,13 +263,7 @@ def load_model(
     FileNotFoundError if one of its files is not there, ValueError if they contradict each other or are damaged.
     """
     run = Path(run)
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
-    for name in ("config.json", WEIGHTS[weights]):
-        if not (run / name).is_file():
-            raise FileNotFoundError(f"no {name} in {run.absolute()}: {_expected(run, name)}")
-    config = read_table(run / "config.json")
-    about, state = read_tensors(run / WEIGHTS[weights])
+    config, (about, state) = read_table(_file(run, "config.json")), read_tensors(_file(run, weights))
     # a run may be older than an option
     options = {field.name: config.get(field.name, field.default) for field in fields(NetworkOptions)}
     trained = (about or {}).get("network", {})

@@ -61,6 +61,7 @@ class TrainingOptions:
     precision: str = "no"  # no (float32), bf16, fp16, auto (bf16 if faster): of the network; all else is float32
     extract_batch: int = 128  # crops in a forward pass without gradient
     eval_every: int = 1  # epochs between two evaluations; the last epoch always has one
+    track: tuple[str, ...] = ()  # programs that follow the run: tensorboard, or another of accelerate's trackers
 
 # %% ../../nbs/50_config.ipynb #6c84563d
 @dataclass

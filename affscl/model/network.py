@@ -206,9 +206,7 @@ class AFF(MapHolder):
         self.pool = GeMPool() if self.options.pooling == "gem" else AveragePool()
         self.neck = CameraNorm(self.dim, camids or []) if self.options.camera_norm else make_neck(self.dim)
         self.groups = group_norms(self, Groups(domains, self.options.bn_chunk))
-        self.loaded = load_weights(self, weights) if weights else None
-        self.chosen = ""  # of a run's network: which epoch's it is and how that was chosen; empty: the last one's
-
+        self.loaded, self.chosen = load_weights(self, weights) if weights else None, ""  # chosen: see `load_model`
     def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
         """The maps (b, d, h', w') after attention and before pooling; arguments as in `forward`."""
         with self.groups.of(domain, images.shape[0]):
@@ -282,5 +280,5 @@ def load_model(
     except RuntimeError as error:
         what = f"{WEIGHTS[weights]} in {run.absolute()}"
         raise ValueError(f"{what} is not of the network in its config.json: {error}") from error
-    model.chosen = (about or {}).get("chosen", "")
+    model.chosen = (about or {}).get("chosen", "")  # which epoch is the best, and what chose it; empty: the last
     return model.eval()

@@ -207,6 +207,7 @@ class AFF(MapHolder):
         self.neck = CameraNorm(self.dim, camids or []) if self.options.camera_norm else make_neck(self.dim)
         self.groups = group_norms(self, Groups(domains, self.options.bn_chunk))
         self.loaded, self.chosen = load_weights(self, weights) if weights else None, ""  # chosen: see `load_model`
+
     def feature_maps(self, images: Tensor, domain: int | Tensor = 0) -> Tensor:
         """The maps (b, d, h', w') after attention and before pooling; arguments as in `forward`."""
         with self.groups.of(domain, images.shape[0]):

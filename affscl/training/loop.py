@@ -63,6 +63,8 @@ from affscl.training.progress import (
     report,
     require_numbers,
     results_table,
+    track_problems,
+    tracked,
     warn_without_weights,
 )
 from affscl.training.runs import (
@@ -177,7 +179,7 @@ def train(
     if out and resume:
         raise ValueError(f"a run continues in its own folder: give out ({out}) or resume ({resume}), not both")
     accelerator = make_accelerator(config)
-    if problems := loading_problems(config, accelerator.num_processes):
+    if problems := [*loading_problems(config, accelerator.num_processes), *track_problems(config)]:
         raise ValueError("\n".join(problems))
     run = from_main(accelerator, lambda: begin_run(config, out, resume))
     try:
@@ -203,10 +205,11 @@ def run_epochs(
         f" {config.epochs - done} epochs of {config.iterations} batches of {config.p * config.k}"
     )
     try:
-        with stop_when_asked() as check:
+        with stop_when_asked() as check, tracked(job.accelerator, config, run, history) as tell:
             for epoch in range(done + 1, config.epochs + 1):
                 check()
                 history.append(finish_epoch(train_epoch(job, config, epoch, check), job, config, run, history))
+                tell()
                 say(epoch_line(history, config.epochs))
     except KeyboardInterrupt:
         say(f"\nStopped after epoch {history[-1]['epoch']} of {config.epochs}. Go on with: affscl-train --resume {run}")

@@ -7,11 +7,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 from affscl.data.datasets import Sample
 from affscl.training.config import RECIPES
 from affscl.training.loop import train
-from affscl.use.report import read_run, reason, report_command, write_report
+from affscl.use.report import read_run, reason, report_command, unlike_queries, write_report
 
 SMALL = dict(world_ids=12, world_cams=3, k1=8, iterations=1, p=4, epochs=1, device="cpu", eps=0.7)
 
@@ -138,3 +139,23 @@ def test_the_command_says_where_the_page_is(run, capsys):
 )
 def test_reasons(found, told):
     assert re.match(told, reason(Sample("q", 1, 1), found))
+    if "place" in told:
+        assert reason(Sample("q", 1, 1), found, unlike=True).startswith("hard to see")
+
+
+def test_unlike_queries_against_a_loop():
+    rng = torch.Generator().manual_seed(3)
+    pids, camids = (torch.randint(high, (60,), generator=rng).tolist() for high in (9, 3))
+    rows = torch.nn.functional.normalize(torch.randn(60, 8, generator=rng), dim=1)
+    crops = [Sample(str(i), pid, camid) for i, (pid, camid) in enumerate(zip(pids, camids))]
+    query, gallery = crops[:30], crops[30:] + [Sample("distractor", None, 2)]
+    features = rows[:30], torch.cat([rows[30:], rows[:1]])
+    nearest = {
+        i: max(float(features[0][i] @ features[1][j]) for j in right)
+        for i, q in enumerate(query)
+        if (right := [j for j, g in enumerate(gallery) if g.pid == q.pid and g.camid != q.camid])
+    }
+    limit = sorted(nearest.values())[round(0.2 * (len(nearest) - 1))]
+    told = unlike_queries(features, (query, gallery), 0.2)
+    assert all(bool(told[i]) == (i in nearest and nearest[i] < limit) for i in range(30) if nearest.get(i) != limit)
+    assert 0 < told.sum() < 9 and not unlike_queries(features, (query, [gallery[-1]])).any()

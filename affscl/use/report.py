@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DUTIES', 'Table', 'Picture', 'Section', 'as_picture', 'attempted', 'Run', 'read_run', 'scores_section',
-           'settings_section', 'curves_section', 'costs_section', 'reason', 'queries_section', 'clusters_section',
-           'sections_of', 'write_report', 'ReportArguments', 'report_command']
+           'settings_section', 'curves_section', 'costs_section', 'reason', 'unlike_queries', 'queries_section',
+           'clusters_section', 'sections_of', 'write_report', 'ReportArguments', 'report_command']
 
 # %% ../../nbs/85_report.ipynb #67faea18
 import base64
@@ -25,6 +25,7 @@ import jinja2
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from torch import Tensor
 
 # %% ../../nbs/85_report.ipynb #f74f9430
 from ..data.datasets import Dataset, Sample
@@ -218,12 +219,17 @@ def costs_section(
 def reason(
     query: Sample,
     ranked: Sequence[Sample],  # the crops found, nearest first
+    unlike: bool = False,  # whether even the nearest right crop is far, as `unlike_queries` says
 ) -> str:
     """What the data says about the first wrong crop of a ranked list."""
     wrong = [(place, crop) for place, crop in enumerate(ranked, 1) if crop.pid != query.pid]
     if not wrong:
         return f"all of the first {len(ranked)} are right"
     place, crop = wrong[0]
+    if unlike:
+        return (
+            f"hard to see: unlike every right crop, perhaps occluded, cut or blurred; place {place} is another person"
+        )
     if query.camid is None or crop.camid is None:
         return f"place {place} is another person; the cameras are unknown"
     if query.camid == crop.camid:
@@ -231,6 +237,29 @@ def reason(
     return f"look-alike: place {place} is another person, seen by camera {crop.camid} (query: {query.camid})"
 
 # %% ../../nbs/85_report.ipynb #e40fb2f6
+def unlike_queries(
+    features: tuple[Tensor, Tensor],  # (q, d) and (g, d) unit rows of queries and gallery
+    crops: tuple[Sequence[Sample], Sequence[Sample]],  # the q queries and the g crops of the gallery
+    share: float = 0.05,  # of the queries
+) -> np.ndarray:  # (q,) booleans
+    """Which queries are least similar to their nearest right crop of another camera."""
+    places: dict[int, list[int]] = {}
+    for i, crop in enumerate(crops[1]):
+        if crop.pid is not None:
+            places.setdefault(crop.pid, []).append(i)
+    nearest = np.full(len(crops[0]), np.nan)
+    for i, query in enumerate(crops[0]):
+        right = [
+            j
+            for j in places.get(query.pid, ())
+            if query.camid is None or crops[1][j].camid is None or crops[1][j].camid != query.camid
+        ]
+        if right:
+            nearest[i] = float((features[1][right] @ features[0][i]).max())
+    found = nearest[np.isfinite(nearest)]
+    return nearest < (np.quantile(found, share) if len(found) else -np.inf)
+
+# %% ../../nbs/85_report.ipynb #12d0bf26
 def queries_section(
     section: Section,
     model: AFF,
@@ -247,6 +276,7 @@ def queries_section(
         for crops in (data.query, data.gallery)
     )
     features = extract(model, query), extract(model, gallery)
+    unlike = unlike_queries(features, (data.query, data.gallery))
     precision = score_features(*features, (data.query, data.gallery))["as extracted"].ap
     order = np.argsort(precision, kind="stable")
     order = order[np.isfinite(precision[order])]
@@ -264,13 +294,13 @@ def queries_section(
             [
                 Path(data.query[q].path).name,
                 f"{100 * precision[q]:.1f}",
-                reason(data.query[q], [data.gallery[i] for i in line if i >= 0]),
+                reason(data.query[q], [data.gallery[i] for i in line if i >= 0], bool(unlike[q])),
             ]
             for q, line in zip(some, indices, strict=True)
         ]
         section.tables.append(Table(("query", "AP, %", "what the data says"), lines, f"{title} queries", numbers=False))
 
-# %% ../../nbs/85_report.ipynb #7b11a8c3
+# %% ../../nbs/85_report.ipynb #6da7f9e8
 def clusters_section(
     section: Section,
     model: AFF,

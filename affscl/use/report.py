@@ -243,7 +243,7 @@ def unlike_queries(
     share: float = 0.05,  # of the queries
 ) -> np.ndarray:  # (q,) booleans
     """Which queries are least similar to their nearest right crop of another camera."""
-    places: dict[int, list[int]] = {}
+    places: dict[int | None, list[int]] = {}
     for i, crop in enumerate(crops[1]):
         if crop.pid is not None:
             places.setdefault(crop.pid, []).append(i)

@@ -1,7 +1,6 @@
 """A run killed at any instant ends as if nothing had been; two runs never write into one folder."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import FORK
 from long_forms import ASKED
 
 from affscl.data.synthetic import make_dataset
@@ -39,9 +39,6 @@ REGIMES = {
     "joint": {"source": "synthetic", "source_seed": 3},
     "pretrain": {"source": "synthetic", "source_seed": 3, "adapt": "pretrain"},
 }
-
-FORK = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-FORK.set_forkserver_preload(["affscl.training.loop"])  # torch is imported once
 
 
 def apart(function, *arguments):

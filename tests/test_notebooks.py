@@ -4,16 +4,16 @@ import json
 import os
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
+from forked import FORK
+from nbdev.test import nbdev_test
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem != "index"]
-RUN = "import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], flags=sys.argv[2], n_workers=0)"
 CAP = 40  # lines in a code cell
 APPENDICES = {"98_decisions", "99_glossary"}
 # Chapters about files, words and processes, of which there is nothing to see.
@@ -38,18 +38,27 @@ PLAIN = APPENDICES | {
 }
 
 
+def run_notebook(path, flags, said):
+    """Execute a notebook in this process, and leave what it prints in a file."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    matplotlib.use("agg")
+    nbdev_test(path=path, flags=flags, n_workers=0)
+
+
 # tests/test_full_training.py executes chapter 90, with its cells for CUDA.
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "90_full_training"], ids=lambda path: path.stem)
-def test_runs(path):
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(path), os.environ.get("NB_FLAGS", "")],
-        cwd=ROOT,
-        env=os.environ | {"MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0 and "Success." in done.stdout, done.stderr + done.stdout
+def test_runs(path, tmp_path):
+    process = FORK.Process(target=run_notebook, args=(path, os.environ.get("NB_FLAGS", ""), tmp_path / "said"))
+    process.start()
+    process.join(900)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    said = (tmp_path / "said").read_text()
+    assert process.exitcode == 0 and "Success." in said, f"exit code {process.exitcode}\n{said}"
 
 
 def cells(path, kind):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLUSTERINGS', 'MergeOptions', 'cluster_distances', 'merge_nearest', 'check_room', 'clusters_left', 'Merger', 'linked',
-           'hierarchical_labeller', 'clustering_of', 'merging_problems']
+           'hierarchical_labeller', 'clustering_of', 'single_labeller', 'merging_problems']
 
 # %% ../../nbs/29_merging.ipynb #f2d96a2c
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from .links import link_cameras
 from .neighbours import unit_rows
 
 # %% ../../nbs/29_merging.ipynb #989bd0c3
-CLUSTERINGS = "dbscan", "bottom_up", "dispersion", "hierarchical"
+CLUSTERINGS = "dbscan", "bottom_up", "dispersion", "hierarchical", "single"
 
 
 @dataclass
 class MergeOptions:
     """Whether clusters are found by DBSCAN or merged from single crops, and how."""
 
-    clustering: str = "dbscan"  # or merged from single crops: bottom_up (BUC), dispersion (DBC), hierarchical (HCT)
+    clustering: str = "dbscan"  # or merged: bottom_up (BUC), dispersion (DBC), hierarchical (HCT); or none: single
     merged: float = 0.9  # merging: share of the crops merged away by the last epoch; hierarchical: in each
     merge_penalty: float = 0.005  # bottom_up: price of a cluster's size; dispersion: of its spread
 
@@ -169,8 +169,16 @@ def clustering_of(
     """Who makes the clusters of a run, for `make_labeller` of chapter 24."""
     if config.clustering == "dbscan":
         return cluster_labeller
-    kind: Callable[..., Labeller] = hierarchical_labeller if config.clustering == "hierarchical" else Merger
-    return lambda _, camids: kind(config, camids)
+    kinds: dict[str, Callable[..., Labeller]] = {"hierarchical": hierarchical_labeller, "single": single_labeller}
+    return lambda _, camids: kinds.get(config.clustering, Merger)(config, camids)
+
+
+def single_labeller(
+    config: Any,  # a `Config`: reads camera_links and links_from
+    camids: Sequence[int | None],  # (n,) the camera of each crop; read only if `camera_links` is above 0
+) -> Labeller:
+    """Each crop is a cluster of its own, in every epoch."""
+    return lambda features, epoch: linked(unit_rows(features), np.arange(len(features)), epoch, config, camids)
 
 # %% ../../nbs/29_merging.ipynb #129de405
 def merging_problems(
@@ -184,9 +192,9 @@ def merging_problems(
         wrong.append(f"merged={merged}: a share of the crops lies between 0 and 1")
     if penalty < 0:
         wrong.append(f"merge_penalty={penalty}: must not be negative, it is a price")
-    if name == "dbscan" and merged != MergeOptions.merged:
-        wrong.append(f"merged={merged} is about clusters that are merged: choose another clustering than dbscan")
-    if name in ("dbscan", "hierarchical") and penalty != MergeOptions.merge_penalty:
+    if name in ("dbscan", "single") and merged != MergeOptions.merged:
+        wrong.append(f"merged={merged} is about clusters that are merged: choose another clustering than {name}")
+    if name in ("dbscan", "hierarchical", "single") and penalty != MergeOptions.merge_penalty:
         wrong.append(f"merge_penalty={penalty} is about bottom_up and dispersion, not {name}: leave it out")
     if name != "dbscan" and config.labels == "truth":
         wrong.append(f"clustering={name!r} and labels='truth': true labels are not clustered; leave it at 'dbscan'")

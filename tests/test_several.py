@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from affscl.criteria.classifier import batch_hard_triplet
+from affscl.criteria.factory import LossOptions, make_criterion, require_cameras
 from affscl.criteria.several import (
     CropMemory,
     MultiLabel,
@@ -15,7 +17,9 @@ from affscl.criteria.several import (
     several_labels,
     softened_targets,
 )
+from affscl.data.datasets import Sample
 from affscl.model.network import Output
+from affscl.training.config import Config
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "several.npz").items()}
 BANK, INDICES, QUERIES = (GOLDEN[name] for name in ("bank", "indices", "queries"))
@@ -99,3 +103,23 @@ def test_what_is_missing_is_told():
         softened_targets(BANK, [0, None] * 75)
     with pytest.raises(ValueError, match="momentum"):
         CropMemory(BANK, momentum=1)
+
+
+def test_by_name_with_what_they_need():
+    features, labels = BANK, torch.arange(len(BANK)) % 12
+    made = {
+        name: make_criterion(LossOptions(criterion=name, momentum=0.5, margin=0.5), features, labels, [0, 1, 2] * 50)
+        for name in ("mmcl", "ssl", "triplet")
+    }
+    assert isinstance(made["mmcl"], MultiLabel) and isinstance(made["ssl"], Softened)
+    assert made["mmcl"].outliers and made["ssl"].outliers and not made["triplet"].outliers
+    loss = made["triplet"](output(QUERIES), labels[:20])["triplet"]
+    torch.testing.assert_close(loss, batch_hard_triplet(QUERIES, labels[:20], 0.5))
+    unknown = [Sample("a.jpg", camid=0), Sample("b.jpg")]
+    require_cameras(Config(criterion="mmcl"), unknown)
+    with pytest.raises(ValueError, match="criterion='ssl' needs the camera of every training crop, and 1 of 2"):
+        require_cameras(Config(criterion="ssl"), unknown)
+    with pytest.raises(ValueError, match="'mmcl' has rivals of its own"):
+        Config(criterion="mmcl", negatives="camera")
+    with pytest.raises(ValueError, match="the criterion 'triplet' has none"):
+        Config(criterion="triplet", balance="both")

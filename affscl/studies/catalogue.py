@@ -208,12 +208,22 @@ def table2(
         raise ValueError(f"table2 compares methods without labels: leave --source out (now {config.source})")
     same = loss_fields() | {"labels": "clusters"}
     market = PUBLISHED["market1501"]
+    other = same | {"negatives": "all"}  # criteria with rivals of their own
     grown = same | {"criterion": "cluster_contrast", "momentum": 0.5, "temperature": 0.1}  # BUC's repelled loss
     grown |= {"camera_map": False} if config.camera_map else {}  # merges are never undone (chapter 29)
+    crops = other | {"clustering": "single"}  # each crop finds its own right answers (chapter 38)
     return [
+        Setting("SSL", crops | {"criterion": "ssl", "momentum": 0.5, "temperature": 0.1}, 37.8, 71.7),
         Setting("BUC", grown | {"clustering": "bottom_up"}, 38.3, 66.2),
         Setting("DBC", grown | {"clustering": "dispersion"}, 41.3, 69.2),
+        Setting("MMCL", crops | {"criterion": "mmcl"}, 45.5, 80.3),
+        Setting("HCT", other | {"criterion": "triplet", "clustering": "hierarchical", "margin": 0.5}, 56.4, 80.0),
+        Setting("DSCE", other | {"criterion": "dsce"}, 61.7, 83.9),
+        Setting("SpCL", other | {"criterion": "spcl", "self_paced": 0.02}, *market["SpCL, its authors (2020)"]),
         Setting("AFF_SCL", same, *market[PAPER]),
+        Setting("DCC", other | {"criterion": "dcc"}),
+        Setting("CAP", other | {"criterion": "cap"}, 79.2, 91.4),
+        Setting("O2CAP", other | {"criterion": "o2cap"}, 82.7, 92.5),
         Setting("Cluster Contrast", same | {"criterion": "cluster_contrast"}, *market["Cluster Contrast, its authors"]),
         Setting("HHCL", same | {"criterion": "hhcl"}, *market["HHCL, its authors"]),
         Setting("true labels", same | {"labels": "truth"}),

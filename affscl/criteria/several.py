@@ -137,6 +137,7 @@ class Softened(Criterion):
     """SSL: cross-entropy over a memory of crops, with a label shared between a crop and its reliable ones."""
 
     outliers = True  # no crop needs a cluster
+    reliable: Tensor  # int64 (n, k)
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ def camera_means(
     """The mean loss of each camera's crops, summed over the cameras of the batch."""
     return (losses / (cameras[:, None] == cameras).sum(1)).sum()
 
-
+# %% ../../nbs/36_proxies.ipynb #545409ed
 def within_cameras(
     logits: Tensor,  # (b, P) similarities to proxies, divided by the temperature
     proxies: Tensor,  # (b,) the crops' own

@@ -82,7 +82,7 @@ def turns_of(
     groups = np.array_split(rng.permutation(np.concatenate(single)), max(1, len(single) // k))
     return [crops for crops in members if len(crops) > 1] + groups
 
-
+# %% ../../nbs/09_sampling.ipynb #350ae822
 def pk_batches(
     labels: np.ndarray | Tensor | Sequence[int],  # (n,) cluster of each crop; negative: never drawn
     camids: Sequence[int | None] | np.ndarray | None,  # (n,) camera of each crop; None: unknown

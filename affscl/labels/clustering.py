@@ -127,7 +127,7 @@ def labels_within(
     graph = jaccard_distance(rows, k1, k2, max(radii), search)
     return [dbscan(graph, eps, min_samples)[speakers] for eps in radii]
 
-
+# %% ../../nbs/22_clustering.ipynb #a626eb32
 def dbscan(
     graph: csr_array,  # (n, n) distances; what is not stored is far away
     eps: float,  # the largest distance of two neighbours

@@ -63,7 +63,7 @@ def cluster_labeller(
     vars(labeller).update(chosen=chosen, kept=kept)
     return labeller
 
-
+# %% ../../nbs/24_labellers.ipynb #e4b66659
 def chosen_settings(
     labeller: Labeller,
 ) -> dict[str, Any]:  # k1, k2, min_samples; empty where nothing is chosen

@@ -45,6 +45,11 @@ def commands(text):
     return [shlex.split(line, comments=True) for line in lines if line.split()[:1] and line.split()[0] in COMMANDS]
 
 
+def test_every_file_that_the_readme_links_to_exists():
+    links = re.findall(r"\]\(([^)#:\s]+)[)#]", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 50 and [link for link in links if not (ROOT / link).exists()] == []
+
+
 def needs_smalldocs():
     pytest.importorskip("smalldocs", reason="smalldocs wants Python 3.11")
     pytest.importorskip("math_core")

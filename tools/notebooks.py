@@ -85,7 +85,7 @@ def readme():
         elif not {"hide", "default_exp"} & directives.keys():
             cells.append(v4.new_code_cell(cell.source))
     body, _ = MarkdownExporter().from_notebook_node(NotebookNode(v4.new_notebook(cells=cells)))
-    body = re.sub(r"\]\((\w+\.ipynb|images/)", r"](nbs/\1", body).replace("](../", "](")  # links are seen from nbs/
+    body = re.sub(r"\]\((\w+\.ipynb|images/|howto/)", r"](nbs/\1", body).replace("](../", "](")  # seen from nbs/
     note = "<!-- Made from nbs/index.ipynb by `python tools/notebooks.py readme`: edit that. -->\n"
     (ROOT / "README.md").write_text(note + body.strip() + "\n", encoding="utf-8")
 

@@ -682,9 +682,17 @@ class TestHostilePatterns:
 
 
 class TestHostileTrees:
-    def test_the_whole_machine_is_no_folder_of_crops(self):
+    @pytest.mark.parametrize("root", ["/", "/proc", "/proc/self/root", "/proc/self/task", "/sys/kernel", "/../"])
+    def test_the_whole_machine_is_no_folder_of_crops(self, root):
         with pytest.raises(FileNotFoundError, match="Expected a folder of crops"):
-            load_dataset("folder", "/")
+            load_dataset("folder", root)
+
+    @pytest.mark.parametrize("to", ["/", "..", "../..", ".", "x", "/proc/self/root"])
+    def test_a_link_to_what_holds_the_folder_is_not_followed(self, to, tmp_path):
+        root = tree(tmp_path / "a" / "b", {"x": ["1.png"], "y": ["2.png"]})
+        (tmp_path / "a" / "0.png").touch()
+        (root / "y" / "link").symlink_to(to)
+        assert image_files(root) == ["x/1.png", "y/2.png"]
 
     def test_a_long_search_is_said_once(self, tmp_path, monkeypatch):
         monkeypatch.setattr("affscl.data.datasets.time.monotonic", iter(range(0, 10**6, 60)).__next__)

@@ -133,6 +133,7 @@ quick small | small
 tiny --resume b | tiny
 tiny --config b | tiny
 --out | --out
+--out= | --out
 """
 TRIES = [[part.strip() for part in line.split("|")] for line in WORDS.strip().splitlines()]
 

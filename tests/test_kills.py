@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -247,6 +248,18 @@ class TestClaims:
             train(config, tmp_path / "file" / "run")
         with pytest.raises(ValueError, match="neither config.json nor resume.safetensors"):
             train(config, resume=tmp_path)
+
+    @pytest.mark.parametrize("draft", [True, False], ids=["before its claim", "before its settings"])
+    def test_a_start_killed_early_is_started_again(self, draft, config, tmp_path):
+        (tmp_path / "run").mkdir()
+        name = f".{CLAIM}@{platform.node()[:60]}@{2**22 + 5}@01234567" if draft else CLAIM
+        (tmp_path / "run" / name).write_text("{}")
+        run = begin_run(config, tmp_path / "run")
+        assert {path.name for path in run.iterdir()} == {CLAIM, "config.json"}
+        end_run(run, fresh=True)
+        (tmp_path / "file").touch()
+        with pytest.raises(FileExistsError, match="is a file, not a folder"):
+            new_run(config, tmp_path / "file")
 
     def test_a_read_only_run_is_not_resumed(self, config, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "load_data", lambda _: pytest.fail("crops were read"))

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, features
 
 import affscl.data.store
 from affscl.data.datasets import Sample
-from affscl.data.store import PART, ImageStore, as_rgb, cache_folder, eight_bits, load_crop, store_name
+from affscl.data.store import PART, ImageStore, as_rgb, cache_folder, eight_bits, load_crop, store_name, try_crop
 from affscl.data.synthetic import draft_of, sweep
 
 SIZES = [(48, 24), (80, 31), (20, 20), (64, 32)]
@@ -529,6 +529,14 @@ class TestOrientation:
         note[0x0112] = number
         colours().save(tmp_path / "a.png", exif=note)
         assert np.array_equal(load_crop(tmp_path / "a.png", 16, 32).transpose(1, 2, 0), colours())
+
+
+class TestPrograms:
+    @pytest.mark.parametrize("name", ["x.eps", "x.jpg", "x.png"])
+    def test_a_picture_that_is_a_program_is_not_run(self, name, tmp_path, monkeypatch):
+        monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("run"))
+        (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+        assert "PostScript" in try_crop(tmp_path / name, 8, 4)
 
 
 class TestNames:

@@ -58,9 +58,9 @@ JUNK = -1  # the pid of what is no person: left out when a dataset is read
 
 def image_files(folder: str | Path) -> list[str]:  # paths relative to `folder`, with forward slashes, sorted
     """Every image below a folder; hidden files and folders and whatever is not an image are ignored."""
-    found, seen, start = [], set(), time.monotonic()
+    found, seen, start = [], {*map(str, Path(folder).resolve().parents)}, time.monotonic()
     for here, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(here))  # a link back to a parent must not be walked for ever
+        seen.add(os.path.realpath(here))  # a link back to a parent, or to the whole machine, is not followed
         folders[:] = [f for f in folders if f[0] != "." and os.path.realpath(os.path.join(here, f)) not in seen]
         below = "" if os.path.samefile(here, folder) else f"{Path(here).relative_to(folder).as_posix()}/"
         found += [below + f for f in files if f[0] != "." and os.path.splitext(f)[1].lower() in SUFFIXES]
@@ -165,7 +165,7 @@ def msmt_samples(
 # %% ../../nbs/01_datasets.ipynb #32c57fb3
 def folder_splits(root: Path) -> dict[str, Path]:  # split to folder
     """`train`, `query` and `gallery` if they are there, else all is for training; FileNotFoundError: only some are."""
-    if not root.is_dir() or root.resolve() == Path(root.anchor):
+    if not root.is_dir() or root.resolve() == Path(root.anchor) or root.resolve().parts[1:2] in (("proc",), ("sys",)):
         raise FileNotFoundError(f"folder: {listing(root)} Expected a folder of crops.")
     there = {split: root / split for split in ("train", "query", "gallery") if (root / split).is_dir()}
     missing = {"train", "query", "gallery"} - there.keys()

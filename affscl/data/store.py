@@ -104,7 +104,10 @@ def opened(
         return source.copy()
     if os.path.exists(source) and not os.path.isfile(source):
         raise ValueError("this is a folder" if os.path.isdir(source) else "this is no ordinary file")
-    return Image.open(source)
+    image = Image.open(source)
+    if image.format == "EPS":  # Pillow would give it to Ghostscript, whatever the file is called
+        raise ValueError("this is a PostScript program, and data is not run")
+    return image
 
 # %% ../../nbs/07_store.ipynb #2391211e
 def load_crop(
@@ -255,10 +258,8 @@ def store_digest(
         return hashlib.sha256(b"".join(pool.map(of_block, range(0, size, _BLOCK)))).digest()
 
 
-def seal(
-    path: Path,  # a whole store without a digest
-) -> None:
-    """Append the digest, and wait until the disk has all of it."""
+def seal(path: Path) -> None:
+    """Append the digest to a store, and wait until the disk has all of it."""
     digest = store_digest(path, path.stat().st_size)
     with open(path, "ab") as file:
         file.write(digest)
@@ -283,10 +284,8 @@ def open_store(
     return (images, digest.hex()) if whole else None
 
 # %% ../../nbs/07_store.ipynb #87984b46
-def remove_stale(
-    path: Path,  # a store that was just made
-) -> None:
-    """Remove stores of the same crops in an older state, and what a killed process left there a day ago or earlier."""
+def remove_stale(path: Path) -> None:
+    """Once a store is made, remove older states of it, and what a killed process left there a day ago or earlier."""
     for old in set(path.parent.glob(path.name.split("-")[0] + "-*")) - {path}:
         with suppress(OSError):  # another process may have been faster
             if old.suffix == ".npy" or time.time() - old.stat().st_mtime > 86_400:

@@ -99,6 +99,8 @@ def parse_train(
     resume = option_word(words, "resume")
     if resume == "":
         raise ValueError("--resume needs the folder of a run, as in --resume runs/first")
+    if option_word(words, "out") == "":
+        raise ValueError("--out needs a folder, as in --out runs/first; without --out one is named for you")
     saved = option_word(words, "config")
     if saved == "":
         raise ValueError("--config needs a file of settings, as in --config runs/first/config.json")

@@ -293,7 +293,9 @@ def new_run(
     if not out:
         return _numbered(Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     run = Path(out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir()) and not is_crashed_start(run)):
+    if run.exists() and not run.is_dir():
+        raise FileExistsError(f"{run} is a file, not a folder: name another with --out")
+    if run.exists() and any(run.iterdir()) and not is_crashed_start(run):
         if owner := living_owner(run):
             raise FileExistsError(f"{run} is being written by {owner}: name another folder with --out")
         raise FileExistsError(

@@ -141,8 +141,7 @@ def make_criterion(
     reference = "hard" if name == "hhcl" else options.hard_reference
     memories = DualMemory(centres, hard, hard_reference=reference, normalise_mean=options.normalise_mean, **rates)
     hard_weight, mean_weight = {"mean": (0, 1), "hard": (1, 0)}.get(name, (options.hard_weight, options.mean_weight))
-    auto = "stop_gradient" if name == "symmetric" else "off"
-    balance = auto if options.balance == "auto" else options.balance
+    balance = {"auto": "stop_gradient" if name == "symmetric" else "off"}.get(options.balance, options.balance)
     return SymmetricContrast(memories, hard_weight, mean_weight, balance, cameras)
 
 # %% ../../nbs/39_factory.ipynb #55953562

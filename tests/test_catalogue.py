@@ -6,9 +6,9 @@ from dataclasses import asdict, fields, replace
 import pytest
 from pretended import TINY, recipe_for
 
-from affscl.model.network import USELESS_WITHOUT_PARTS
+from affscl.model.network import AFF_ALONE
 from affscl.studies.ablation import parse_ablate
-from affscl.studies.catalogue import STEPS, STUDIES
+from affscl.studies.catalogue import MMT, STEPS, STUDIES
 from affscl.studies.sweeps import plan
 from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
 
@@ -18,10 +18,19 @@ class TestStudies:
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_only_what_is_studied_changes(self, study, recipe):
         source = {f.name for f in fields(AdaptationOptions)}
-        supervised = {"labels", "criterion", "hard_weight", "mean_weight", "balance", "parts", *USELESS_WITHOUT_PARTS}
+        supervised = {
+            "labels",
+            "criterion",
+            "hard_weight",
+            "mean_weight",
+            "balance",
+            "network",
+            *AFF_ALONE,
+            "last_stride",
+        }
         allowed = {
             "table2": {key for s in STUDIES["table2"].settings(TINY) for key in s.changes} | {"camera_map"},
-            "table3": source | {"camera_map"},
+            "table3": source | {"camera_map", "teacher", *MMT},
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
@@ -86,12 +95,49 @@ class TestStudies:
             paper("market1501", "dukemtmc")["joint"] == 66.5 and paper("market1501", "dukemtmc")["target only"] == 68.6
         )
         assert paper("msmt17", "market1501")["joint"] is None
+        assert paper("dukemtmc", "market1501")["MMT, pre-trained"] == 71.2
+        assert paper("market1501", "dukemtmc")["MMT, pre-trained"] == 65.1
         assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [
             ("baseline", 81.7),
             ("+ L", 86.8),
             ("+ G", 87.4),
             ("+ AFF", 88.2),
+            ("MGN", 86.9),
+            ("HPM", 82.7),
+            ("MHN-6", 85.0),
         ]
+
+    def test_table7_leaves_out_networks_that_its_backbone_cannot_hold_and_puts_options_of_aff_back(self):
+        small = {run.setting: run.config for run in plan("table7", replace(RECIPES["small"], swapped=True), [1])}
+        assert list(small) == ["baseline", "+ L", "+ G", "+ AFF", "HPM"]
+        assert small["HPM"].fusion == "multiply" and not small["HPM"].swapped and small["+ AFF"].swapped
+        assert small["baseline"].fusion == "multiply" and small["+ L"].fusion == "residual"
+        with pytest.raises(ValueError, match="table7 has no setting 'MGN'"):
+            plan("table7", RECIPES["small"], [1], ["MGN"])
+
+    def test_table3_takes_the_options_that_mmt_puts_aside(self):
+        words = "table3 --source market1501 --criterion hhcl --negatives camera --crossing --margin 0.5"
+        _, config = parse_ablate(words.split())
+        runs = {run.setting: run.config for run in plan("table3", config, [1])}
+        assert runs["joint"].criterion == "hhcl" and runs["joint"].crossing and runs["joint"].negatives == "camera"
+        pair = runs["MMT, pre-trained"]
+        assert (pair.teacher, pair.criterion, pair.crossing, pair.adapt) == (
+            "mutual",
+            "cross_entropy_triplet",
+            False,
+            "pretrain",
+        )
+        with pytest.raises(ValueError, match="table3 sets teacher itself"):
+            parse_ablate(["table3", "--source", "market1501", "--teacher", "mean"])
+
+    @pytest.mark.parametrize("words", ["--swapped", "--reduction 4", "--last-stride 2", "--pooling gem"])
+    def test_table7_takes_options_of_aff(self, words):
+        """Chapter 61's exercise 4 runs it with --swapped."""
+        _, config = parse_ablate(f"table7 --recipe supervised-quick {words}".split())
+        name = words.split()[0][2:].replace("-", "_")
+        assert {getattr(run.config, name) for run in plan("table7", config, [1]) if run.setting == "+ AFF"} == {
+            getattr(config, name)
+        }
 
     def test_a_recipe_that_contradicts_a_row_is_refused_before_anything_is_trained(self):
         with pytest.raises(ValueError, match="leave negatives at 'all'"):

@@ -143,6 +143,9 @@ class Criterion(nn.Module):
     def update(self, output: Output, targets: Tensor, indices: Tensor | None = None) -> None:
         """Move what it remembers; called after the backward pass, before the optimizer's step. Here: nothing."""
 
+    def follow(self, momentum: float) -> None:
+        """Move a teacher's running means of what it learns; after the optimizer's step. Here: nothing."""
+
 # %% ../../nbs/31_contrast.ipynb #9061bbe6
 class SymmetricContrast(Criterion):
     """The paper's criterion (Eq. 8): weighted InfoNCE against the hard and the mean memory, plus the balance loss."""

@@ -41,7 +41,7 @@ def layer_flops(
         taps = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
         return y.numel() * (taps + (module.bias is not None))
     if isinstance(module, nn.Linear):
-        return module.in_features * module.out_features
+        return len(x) * module.in_features * module.out_features
     if isinstance(module, nn.BatchNorm2d) and x.ndim == 4:
         return 2 * x.numel()
     return x.numel() if isinstance(module, (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d)) else 0
@@ -59,7 +59,7 @@ def network_cost(
         is_layer = not list(module.children()) or isinstance(module, GroupedNorm)
         if is_layer and not isinstance(module, (nn.Identity, nn.Sequential)):
             # torchstat keeps one record a module: of one that runs several times, the last call
-            module.register_forward_hook(lambda m, x, y: seen.update({m: (layer_flops(m, x[0], y), 4 * y.numel())}))
+            module.register_forward_hook(lambda m, x, y: seen.update({m: (layer_flops(m, x[0], y), 4 * y[0].numel())}))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(image)
     params = sum(p.numel() for p in model.parameters())

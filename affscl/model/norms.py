@@ -93,11 +93,13 @@ class GroupedNorm(nn.BatchNorm2d):
                 "or call its layers inside `with network.groups.of(domain, len(images)):`"
             )
         out = []
-        counts = [count for _, count in self.groups.batch]
+        rows = len(x) // max(sum(count for _, count in self.groups.batch), 1)  # of each crop, side by side: mostly 1
+        counts = [rows * count for _, count in self.groups.batch]
         for (domain, count), group in zip(self.groups.batch, x.split(counts), strict=True):
             norm = self.others[domain - 1] if domain else super().forward
             chunks = -(-count // self.groups.chunk) if self.training and self.groups.chunk else 1
-            out += [norm(part) for part in group.tensor_split(chunks)]
+            sizes = [rows * (count // chunks + (i < count % chunks)) for i in range(chunks)]
+            out += [norm(part) for part in group.split(sizes)]
         return torch.cat(out) if len(out) > 1 else out[0]
 
 # %% ../../nbs/13_norms.ipynb #f645b1a7

@@ -29,6 +29,7 @@ from ..labels.camera_map import CameraMapOptions
 from ..labels.clustering import AUTO, ClusterOptions, cluster_problems
 from ..labels.merging import MergeOptions, merging_problems
 from ..model.network import NetworkOptions, network_problems
+from ..model.team import TeamOptions, team_problems
 from ..model.weights import read_table
 
 # %% ../../nbs/50_config.ipynb #62517900
@@ -101,6 +102,7 @@ class Config(
     MergeOptions,
     CameraMapOptions,
     NetworkOptions,
+    TeamOptions,
     BatchOptions,
     DataOptions,
     WorldOptions,
@@ -128,6 +130,7 @@ class Config(
             *supervised_problems(self),
             *merging_problems(self),
             *training_problems(self),
+            *team_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(["these settings cannot work:", *problems]))

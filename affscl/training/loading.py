@@ -36,6 +36,7 @@ from ..data.store import ImageStore, cache_folder
 from ..data.synthetic import VERSION, make_dataset, sweep
 from ..labels.kept import below
 from ..labels.labellers import is_joint
+from ..model.team import views_wanted
 from .config import NO_SOURCE, BatchOptions, Config
 
 # %% ../../nbs/51_loading.ipynb #659a004c
@@ -188,10 +189,12 @@ class TrainBatches(torch.utils.data.Dataset):
         size //= sections  # source and target stand side by side in the whole batch, and again in each part of it
         parts = []
         for section, rows in enumerate(np.split(indices, sections)):
-            bits = np.random.PCG64((*self.seed, i))
-            bits.advance((section * self.processes + self.rank) * size * DRAWS)  # past the crops before these
-            drawn = self.options.flip, self.options.pad, self.options.erase
-            parts.append(augment(self.store.batch(rows), np.random.Generator(bits), *drawn))
+            drawn, views, crops = (self.options.flip, self.options.pad, self.options.erase), [], self.store.batch(rows)
+            for view in range(views_wanted(self.options)):
+                bits = np.random.PCG64((*self.seed, i, *[view] * (view > 0)))
+                bits.advance((section * self.processes + self.rank) * size * DRAWS)  # past the crops before these
+                views.append(augment(crops, np.random.Generator(bits), *drawn))
+            parts.append(torch.stack(views, 1) if len(views) > 1 else views[0])
         images = torch.cat(parts) if sections > 1 else parts[0]  # no copy where there is nothing to join
         return images, torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
 

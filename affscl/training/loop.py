@@ -33,7 +33,7 @@ from ..labels.merging import clustering_of
 from ..labels.named import run_labeller
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions
-from ..model.norms import CameraNorm
+from ..model.team import NO_TEAM, Team, kept_network, make_team, teachers_follow, trained_parameters
 from ..model.weights import write_tensors
 from ..scores.benchmark import can_score, logged_scores
 from ..scores.best import keep_best
@@ -92,19 +92,18 @@ def train_epoch(
     features = epoch_features(job, config, epoch - 1)
     clock.lap("extract")
     labels, chosen = from_main(job.accelerator, lambda: (job.labeller(features, epoch), chosen_settings(job.labeller)))
-    used = replace(config, **chosen)
-    quality = report(labels, crops, used, None if job.query else features) | chosen
+    quality = report(labels, crops, replace(config, **chosen), None if job.query else features) | chosen
     job.labels[epoch] = labels
     clock.lap("label")
     cameras = [crop.camid for crop in crops]
     criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras)
     set_parameters(job.optimizer, criterion, config, epoch)
     sums: dict[str, Tensor] = {}
-    neck = job.network.neck if config.crossing else None
+    neck = kept_network(job.trained, learning=True).neck if config.crossing else None
     watch = Watch(job.accelerator, config, epoch)
     job.model.train()
     for inputs, known in epoch_batches(job, config, epoch, labels, rng, criterion.outliers):
-        with shared_statistics(job.accelerator, job.network):
+        with shared_statistics(job.accelerator, job.trained):
             output, targets, indices, origin = of_all(job.accelerator, config, job.model(*inputs), known, inputs[1:])
             losses = batch_losses(criterion, output, targets, origin, neck, indices)  # reads the old memory rows
             watch.see(torch.stack([*losses.values()]).sum(), output.pooled)  # raises if a number is none
@@ -112,10 +111,11 @@ def train_epoch(
             job.accelerator.backward(sum(losses.values()))
         criterion.update(output, targets, indices)  # writes the new ones
         job.optimizer.step()
+        teachers_follow(job.trained, criterion)
         sums = {name: sums.get(name, 0) + part.detach() for name, part in losses.items()}
         check()
     watch.check()
-    require_numbers(f"after epoch {epoch}", job.network.state_dict())
+    require_numbers(f"after epoch {epoch}", job.trained.state_dict())
     clock.lap("train")
     rate = {"lr": learning_rate(epoch, config.lr, config.lr_step, config.warmup, config.milestones)}
     return {"epoch": epoch, **quality, **mean_losses(job.accelerator, config, sums), **rate, "seconds": clock.laps}
@@ -132,9 +132,8 @@ def epoch_features(
         return torch.empty(0)
     if done not in job.features:
         job.features.clear()
-        features = extract_shared(job.accelerator, job.network, job.train, config.extract_batch)
-        require_numbers("before this epoch", {"the features": features})
-        job.features[done] = features
+        job.features[done] = extract_shared(job.accelerator, job.trained, job.train, config.extract_batch)
+        require_numbers("before this epoch", {"the features": job.features[done]})
     return job.features[done]
 
 # %% ../../nbs/55_loop.ipynb #7b9edd82
@@ -221,7 +220,7 @@ def run_epochs(
         exact = "" if config.precision == "no" else " or with precision='no'"
         raise ValueError(f"{error}; {where}. Start again with a lower lr (now {config.lr}){exact}") from None
     say(results_table(history))
-    return Result(run, job.accelerator.unwrap_model(job.model, keep_fp32_wrapper=False), history)
+    return Result(run, kept_network(job.accelerator.unwrap_model(job.model, keep_fp32_wrapper=False)), history)
 
 # %% ../../nbs/55_loop.ipynb #99a14ccb
 def pretrain(
@@ -232,7 +231,7 @@ def pretrain(
     folder = run / "source"
     begun = from_main(make_accelerator(config), lambda: (folder / "config.json").exists())  # before anybody makes it
     try:
-        train(replace(config, adapt="source", camera_map=False), **{"resume" if begun else "out": folder})
+        train(replace(config, adapt="source", camera_map=False, **NO_TEAM), **{"resume" if begun else "out": folder})
     except KeyboardInterrupt:
         if PartialState().is_main_process:
             print(f"That was the source; the whole run goes on with: affscl-train --resume {run}", flush=True)
@@ -244,7 +243,7 @@ class Job(NamedTuple):
     """What lives as long as a run."""
 
     accelerator: Accelerator  # devices, precision, processes
-    model: nn.Module  # AFF, perhaps wrapped for several processes
+    model: nn.Module  # AFF or a team of them, perhaps wrapped for several processes
     optimizer: Optimizer
     train: ImageStore  # crops to learn from
     query: ImageStore | None  # None: evaluation is left out
@@ -257,9 +256,14 @@ class Job(NamedTuple):
     words: str  # a digest of the names that a person gave, as they were when the run began
 
     @property
-    def network(self) -> AFF:
-        """The network without accelerate's wrapping."""
+    def trained(self) -> AFF | Team:
+        """What is trained, without accelerate's wrapping."""
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def network(self) -> AFF:
+        """The network that is scored and kept."""
+        return kept_network(self.trained)
 
     def record(self, config: Config) -> dict:
         """What the run is made with, as JSON has it (chapter 51)."""
@@ -287,11 +291,10 @@ def prepare(
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)}
     domains = 2 if is_joint(config) and config.domain_norm else 1
     cameras = dict(sorted({s.camid: s.camera for s in data.train if s.camid is not None}.items()))
-    model = AFF(domains=domains, camids=cameras, **options | {"weights": weights}).to(memory_format=torch.channels_last)
-    if isinstance(model.neck, CameraNorm):
-        model.neck.processes = accelerator.num_processes
-    criterion = lasting_criterion(config, data.train, model.dim, accelerator.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    make = partial(AFF, domains=domains, camids=cameras, **options | {"weights": weights})
+    model = make_team(config, make, accelerator.num_processes).to(memory_format=torch.channels_last)
+    criterion = lasting_criterion(config, data.train, kept_network(model).dim, accelerator.device)
+    optimizer = torch.optim.Adam(trained_parameters(model), lr=config.lr, weight_decay=config.weight_decay)
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -332,7 +335,7 @@ def continued(
         if before[name] != now[name]:
             told = f"{run} began with {before[name]} {name} and goes on with {now[name]}: it rounds otherwise"
             warnings.warn(told, stacklevel=2)
-    state.fill(job.network, job.optimizer, job.accelerator.scaler, job.criterion)
+    state.fill(job.trained, job.optimizer, job.accelerator.scaler, job.criterion)
     remembered(job.labeller).update(state.about.get("labeller", {}))
     if job.accelerator.is_main_process:
         write_epoch(job, config, run, mended_history(run, state), state)
@@ -374,7 +377,7 @@ def write_epoch(
     write_tensors(run / "model.safetensors", tensors, options)
     if state is None:
         about = {"history": history, "made": job.record(config), "labeller": remembered(job.labeller)}
-        parts = (job.network, job.optimizer, job.accelerator.scaler, job.criterion)
+        parts = (job.trained, job.optimizer, job.accelerator.scaler, job.criterion)
         save_state(run / STATE, history[-1]["epoch"], *parts, about)
     elif state.path.name == PREVIOUS:  # the last one is damaged or was never written
         state.path.replace(run / STATE)

@@ -34,6 +34,7 @@ from ..labels.labellers import is_joint
 from ..model.extraction import extract
 from ..model.network import AFF, NetworkOptions, Output
 from ..model.norms import AllRows, CameraStatistics
+from ..model.team import Team, labelling_networks
 from .config import Config
 
 # %% ../../nbs/53_processes.ipynb #97091290
@@ -113,11 +114,14 @@ def of_all(
 # %% ../../nbs/53_processes.ipynb #af483ca1
 def extract_shared(
     accelerator: Accelerator,  # devices and processes
-    network: AFF,  # without accelerate's wrapping
+    network: AFF | Team,  # without accelerate's wrapping
     store: ImageStore,  # crops
     batch_size: int,  # crops in a forward pass
 ) -> Tensor:  # (n, d) unit rows, float32, on the CPU, the same in every process
-    """Features of all crops; each process computes its share."""
+    """Features of all crops, of a team the mean of its teachers' (chapter 18); each process computes its share."""
+    if isinstance(network, Team):
+        found = [extract_shared(accelerator, teacher, store, batch_size) for teacher in labelling_networks(network)]
+        return found[0] if len(found) == 1 else nn.functional.normalize(torch.stack(found).sum(0))
     if accelerator.num_processes == 1:
         return extract(network, store, batch_size=batch_size, progress=True)
     share = np.array_split(np.arange(len(store)), accelerator.num_processes)[accelerator.process_index]
@@ -150,7 +154,7 @@ def from_main(
 @contextmanager
 def shared_statistics(
     accelerator: Accelerator,  # devices and processes
-    network: AFF,  # without accelerate's wrapping, in training
+    network: nn.Module,  # what is trained, without accelerate's wrapping
 ) -> Iterator[None]:
     """Around a step: running statistics move as if one process had seen the parts, one after the other."""
     if accelerator.num_processes == 1:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'FIELD', 'PROXIES', 'BY_CAMERA', 'TWO_MEMORIES', 'ONE_MEMORY', 'HAVE', 'LossOptions', 'loss_problems',
-           'make_criterion', 'is_supervised', 'centre_use_problems', 'require_cameras', 'lasting_criterion']
+           'classifier_criterion', 'make_criterion', 'is_supervised', 'centre_use_problems', 'require_cameras',
+           'lasting_criterion']
 
 # %% ../../nbs/39_factory.ipynb #fba8158f
 from collections.abc import Sequence
@@ -15,8 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../../nbs/39_factory.ipynb #1379906c
-from .classifier import BatchHard, CrossEntropyTriplet, StrongBaseline, baseline_problems
+# %% ../../nbs/39_factory.ipynb #5fd4d12d
+from affscl.criteria.classifier import (
+    BatchHard,
+    CrossEntropyTriplet,
+    PiecesBaseline,
+    StrongBaseline,
+    baseline_problems,
+)
 from affscl.criteria.contrast import (
     BALANCES,
     Criterion,
@@ -28,11 +35,13 @@ from affscl.criteria.contrast import (
 )
 from .hybrid import HybridContrast, HybridMemory
 from .memory import ClusterMemory, DualMemory, choice_problems, hardest_samples, memory_problems
+from .mutual import MutualTeaching
 from .proxies import ProxyContrast, ProxyMemory
 from .several import CropMemory, MultiLabel, Softened, softened_targets
 from ..data.datasets import Sample
 from ..labels.clustering import centroids
 from ..labels.labellers import own_classes, true_labels
+from ..model.stripes import pieces
 
 # %% ../../nbs/39_factory.ipynb #99049a84
 CRITERIA = "symmetric", "mean", "hard", "cluster_contrast", "cluster_contrast_hard", "hhcl", "cross_entropy_triplet"
@@ -102,7 +111,18 @@ def loss_problems(
         )
     return problems
 
-# %% ../../nbs/39_factory.ipynb #38868602
+# %% ../../nbs/39_factory.ipynb #c059ed42
+def classifier_criterion(
+    options: Any,  # a `LossOptions`, or a `Config`, which may ask for a pair of networks (chapter 18)
+    centres: Tensor,  # (K, d) unit rows
+) -> Criterion:
+    """The criterion with a classifier that starts at the clusters' centres, for one network or for a pair."""
+    numbers = options.temperature, options.label_smoothing
+    if getattr(options, "teacher", "off") == "mutual":
+        return MutualTeaching(centres, *numbers, (options.soft_entropy, options.soft_triplet))
+    return CrossEntropyTriplet(centres, *numbers, options.margin)
+
+# %% ../../nbs/39_factory.ipynb #61bb07df
 def make_criterion(
     options: LossOptions,
     features: Tensor,  # (n, d) unit rows, all training crops
@@ -133,7 +153,7 @@ def make_criterion(
         means, last = (ClusterMemory(centres, rule, **rates) for rule in ("mean", "sequential"))
         return DualContrast(means, last, 0 if options.balance == "off" else 0.5)
     if name == "cross_entropy_triplet":
-        return CrossEntropyTriplet(centres, options.temperature, options.label_smoothing, options.margin)
+        return classifier_criterion(options, centres)
     cameras = cameras_of(labels, camids, features.device) if options.negatives == "camera" else None
     if name in ONE_MEMORY:
         return SingleContrast(ClusterMemory(centres, ONE_MEMORY[name], **rates), cameras)
@@ -189,6 +209,7 @@ def lasting_criterion(
     if not is_supervised(config):
         return None
     classes = int(true_labels(samples).max()) + 1
-    return StrongBaseline(
-        classes, d, config.label_smoothing, config.margin, config.centre_weight, config.centre_rate
-    ).to(device)
+    numbers = {name: getattr(config, name) for name in ("label_smoothing", "margin", "centre_weight", "centre_rate")}
+    if config.network == "aff":
+        return StrongBaseline(classes, d, **numbers).to(device)
+    return PiecesBaseline(classes, d, pieces(config), **numbers).to(device)

@@ -226,8 +226,7 @@ def load_weights(
             if name not in state and first in state:
                 state[name] = state[first]
                 firsts.add(first)
-    body = [name for name in own if name.startswith("backbone.") and not name.startswith(ADDED)]
-    wanted = list(own) if whole else body
+    wanted = [name for name in own if whole or name.startswith("backbone.") and not name.startswith(ADDED)]
     loaded = Loaded(
         weights,
         [name for name in wanted if name in state],

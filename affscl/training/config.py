@@ -116,10 +116,9 @@ class Config(
             raise ValueError("\n  ".join(["these settings cannot work:", *problems]))
         for name in value_types():
             setattr(self, name, _plain(getattr(self, name)))
+        own = None if self.source == "folder" else self.pattern
         problems = [
-            *data_problems(
-                DataOptions(dataset=self.dataset, pattern=None if self.source == "folder" else self.pattern)
-            ),
+            *data_problems(DataOptions(dataset=self.dataset, pattern=own)),
             *(drawn_problems(self) if "synthetic" in (self.dataset, self.source) else []),
             *network_problems(self),
             *loss_problems(self),
@@ -130,7 +129,6 @@ class Config(
             *supervised_problems(self),
             *merging_problems(self),
             *training_problems(self),
-            *team_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(["these settings cannot work:", *problems]))
@@ -272,6 +270,7 @@ def training_problems(
     ]
     if config.labels not in ("clusters", "truth") and not config.labels.endswith(".csv"):
         problems.append(f"labels={config.labels!r}: choose one of clusters, truth, or a .csv file with names")
+    problems += team_problems(config)
     problems += _at_least(1, config, ("epochs", "iterations", "lr_step", "extract_batch", "eval_every"))
     problems += _at_least(0, config, ("seed", "weight_decay"))
     if not 0 < config.lr <= LARGEST_LR:

@@ -133,7 +133,7 @@ class Merger:
         self.kept.update(epoch=epoch, labels=labels.tolist(), before=before.tolist())
         return labels
 
-
+# %% ../../nbs/29_merging.ipynb #cb0f1834
 def linked(
     rows: Tensor,  # (n, d) unit rows
     labels: np.ndarray,  # (n,) clusters

@@ -255,15 +255,6 @@ def table2(
 
 # %% ../../nbs/71_catalogue.ipynb #3087f83a
 STUDIES = {
-    "table2": Study(
-        "what does a method add, on equal work?",
-        table2,
-        "method",
-        note="Crops, network, batches and steps are the same; a line changes what makes the method.",
-        paper_note="Each system with its own settings, as the paper's Table 2 or its authors report it.",
-        published="published",
-        bound="true labels",
-    ),
     "table3": Study(
         "what does a labelled source add?",
         table3,
@@ -308,6 +299,15 @@ STUDIES |= {
 
 # %% ../../nbs/71_catalogue.ipynb #264c8186
 STUDIES |= {
+    "table2": Study(
+        "what does a method add, on equal work?",
+        table2,
+        "method",
+        note="Crops, network, batches and steps are the same; a line changes what makes the method.",
+        paper_note="Each system with its own settings, as the paper's Table 2 or its authors report it.",
+        published="published",
+        bound="true labels",
+    ),
     "path": Study(
         "which step of `best` brings what?",
         steps_to_best,

@@ -16,6 +16,7 @@ from affscl.data.datasets import Sample
 from affscl.model.backbones import BACKBONES
 from affscl.model.extraction import extract, extract_boxes
 from affscl.model.network import CHOICES, FIXED_BY_TABLE8, NetworkOptions
+from affscl.model.norms import CameraMap
 from affscl.use.export import (
     BATCHES,
     Portable,
@@ -40,11 +41,12 @@ def variants():
         values = CHOICES.get(field.name, (OTHER.get(field.name),))
         yield from ({field.name: value} for value in values if value not in (field.default, None))
     yield from ({"backbone": name} for name in BACKBONES if name in ("mobilenet_v2", "resnet18"))
+    yield from ({"map": True}, {"map": True, "camera_norm": True, "mirror": True})
     yield from ({"layout": "table8", "bn_chunk": 4, "domains": 2}, ALL, {"swapped": True} | ALL | {"parts": "local"})
 
 
-def trained(**options):
-    """A network whose norms have seen crops of several cameras and domains."""
+def trained(map=False, **options):
+    """A network whose norms have seen crops of several cameras and domains, perhaps with a camera map."""
     if options.get("camera_norm"):
         options.setdefault("camids", [3, 5])
     network = small(**options).train()
@@ -54,6 +56,9 @@ def trained(**options):
         for seed in range(2):
             crops = torch.randn(8, 3, 64, 32, generator=torch.Generator().manual_seed(seed))
             network(crops + seed, domain, camids)
+    if map:
+        d = network.dim
+        network.camera_map = CameraMap(torch.tensor([3, 7]), torch.randn(2, d) / d, torch.randn(2, d, d), ["a", "b"])
     return network.eval()
 
 

@@ -194,3 +194,13 @@ def test_without_labels_the_signs_choose(tmp_path, capsys):
     assert "without labels" in about["chosen"] and "test data" not in json.dumps(about)
     said = capsys.readouterr().out
     assert "What the clusters tell instead" in said and f"silhouette {signs[1]:.2f} in epoch 1" in said
+
+
+def test_only_what_can_be_done_is_proposed(tmp_path):
+    run = tmp_path / "my run"
+    (run / "labels").mkdir(parents=True)
+    said = next_steps(run, scored=False)
+    assert "affscl-eval" not in said and "affscl-clusters" not in said
+    assert f"affscl-search '{run}' PHOTO" in said
+    (run / "labels" / "epoch_001.csv.gz").write_bytes(b"")
+    assert "affscl-clusters" in next_steps(run) and "affscl-eval" in next_steps(run)

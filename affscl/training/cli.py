@@ -9,6 +9,7 @@ __all__ = ['TRAIN_HELP', 'TrainArguments', 'named_recipe', 'option_word', 'start
 # %% ../../nbs/58_cli.ipynb #9fa41633
 import difflib
 import os
+import shlex
 import sys
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import tyro
 
 # %% ../../nbs/58_cli.ipynb #4d9bc4f6
+from ..labels.kept import kept_epochs
 from ..scores.best import BEST, told_of
 from .config import NO_SOURCE, RECIPES, Config, read_config
 from .launch import answered, guarded
@@ -146,6 +148,7 @@ On several GPUs: accelerate launch --multi_gpu -m affscl.training.cli RECIPE ...
 def next_steps(
     run: Path,  # a finished run's folder
     device: str = "",  # on which it ran
+    scored: bool = True,  # whether it had a query and a gallery
 ) -> str:
     """What can be done with a run now: its files, and the next commands."""
     files = {
@@ -154,12 +157,13 @@ def next_steps(
         "metrics.jsonl": "what was measured, a line an epoch",
         "config.json": "the settings; --config starts another run from them",
     }
-    commands = [
-        (f"affscl-eval {run} --rerank", "score it again, also re-ranked"),
-        (f"affscl-search {run} PHOTO --gallery FOLDER", "find a person by a photo"),
-        (f"affscl-clusters {run}", "look at who was grouped with whom"),
-        (f"affscl-report {run}", "all of it on one page"),
-        (f"affscl-export {run} onnx", "use the network in another program"),
+    named = shlex.quote(str(run))
+    commands = [(f"affscl-eval {named} --rerank", "score it again, also re-ranked")] if scored else []
+    commands += [(f"affscl-search {named} PHOTO --gallery FOLDER", "find a person by a photo")]
+    commands += [(f"affscl-clusters {named}", "look at who was grouped with whom")] if kept_epochs(run) else []
+    commands += [
+        (f"affscl-report {named}", "all of it on one page"),
+        (f"affscl-export {named} onnx", "use the network in another program"),
     ]
     there = {name: about for name, about in files.items() if (run / name).is_file()}
     made = f", made on {device}" if device else ""
@@ -184,7 +188,8 @@ def train_command(
             raise ValueError("\n  ".join(["this is more than the machine can do:", *problems]))
         result = train(config, out, resume)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(next_steps(result.run, device_name(next(result.model.parameters()).device)))
+            device = device_name(next(result.model.parameters()).device)
+            print(next_steps(result.run, device, scored="mAP" in result.history[-1]))
 
     guarded(command, words)
 

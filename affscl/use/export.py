@@ -72,10 +72,12 @@ class AnyNorm(nn.Module):
 def map_rows(
     camera_map: CameraMap,
     features: Tensor,  # (n, d) unit rows
-    camids: Tensor,  # (n,) the camera of each; one that the map does not know leaves its row as it is
+    camids: Tensor | None,  # (n,) the camera of each; one that the map does not know leaves its row as it is
 ) -> Tensor:  # (n, d) unit rows
     """What `camera_map` answers, by operations that are the same for every batch."""
     out = features
+    if camids is None:
+        return out
     for camera, mean, matrix in zip(camera_map.camids.tolist(), camera_map.mean, camera_map.matrix, strict=True):
         moved = (features - mean) @ matrix
         length = moved.norm(dim=1, keepdim=True)
@@ -101,7 +103,7 @@ class Portable(nn.Module):
     def forward(
         self,
         crops: Tensor,  # uint8 (n, h, w, 3), RGB
-        camids: Tensor | None = None,  # int64 (n,), for a network with a neck for each camera; -1: unknown
+        camids: Tensor | None = None,  # int64 (n,), for a network with a neck or a map for each camera; -1: unknown
     ) -> Tensor:  # float32 (n, d), unit rows
         """The vector of each crop."""
         images = crops.permute(0, 3, 1, 2).float() * self.scale + self.shift
@@ -110,7 +112,7 @@ class Portable(nn.Module):
         if self.mirror:
             features = F.normalize(output.neck + self.model(images.flip(3), TARGET, camids).neck)
         camera_map = self.model.camera_map
-        return features if camera_map is None or camids is None else map_rows(camera_map, features, camids)
+        return map_rows(camera_map, features, camids) if isinstance(camera_map, CameraMap) else features
 
 # %% ../../nbs/84_export.ipynb #524e89bb
 def known_cameras(

@@ -159,3 +159,13 @@ def test_unlike_queries_against_a_loop():
     told = unlike_queries(features, (query, gallery), 0.2)
     assert all(bool(told[i]) == (i in nearest and nearest[i] < limit) for i in range(30) if nearest.get(i) != limit)
     assert 0 < told.sum() < 9 and not unlike_queries(features, (query, [gallery[-1]])).any()
+
+
+def test_a_run_without_labels_tells_what_its_clusters_say(run, tmp_path):
+    signs = {"silhouette": 0.31, "clusters": 9, "outlier_share": 0.1, "largest_share": 0.2}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if "mAP" not in k and "rank" not in k} | signs for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report([run], tmp_path / "page.html", pictures=False).read_text()
+    assert "has no scores" in text and "silhouette 0.31" in text and "flatters" not in text
+    assert "percent</th>" not in text  # no table without a line

@@ -191,8 +191,7 @@ def compile_pattern(pattern: str | None) -> re.Pattern:  # None gives `MARKET_NA
 
 # %% ../../nbs/01_datasets.ipynb #9ba5359b
 PATIENCE = 5.0  # seconds that a pattern may take for all names, and a millisecond more for each
-READER = """
-import json, re, signal, sys
+READER = """import json, re, signal, sys
 pattern, flags, paths, seconds = json.load(sys.stdin)
 getattr(signal, "alarm", int)(seconds)  # an end even if nobody is left to wait for it
 for match in map(re.compile(pattern, flags).search, paths):

@@ -218,7 +218,7 @@ cameras: a camera map and crossing.
 Finished runs are not repeated. Writes ablation_STUDY.csv (a line a run),
 .md (beside the paper's numbers), .png and .json (the settings) to OUT."""
 
-
+# %% ../../nbs/73_ablation.ipynb #32ddecb2
 def ablate_problems(
     arguments: AblateArguments,  # as typed
     config: Config,  # what all runs will share

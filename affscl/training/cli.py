@@ -128,7 +128,7 @@ def parse_train(
         )
     return Config(**values), arguments.out, resume
 
-
+# %% ../../nbs/58_cli.ipynb #a19563dc
 def none(
     field: Field,  # of a dataclass of settings
     value: Any,  # as tyro read it

@@ -32,6 +32,7 @@ from ..data.datasets import Dataset, Sample
 from ..data.store import ImageStore
 from ..labels.labellers import make_labeller
 from ..labels.merging import clustering_of
+from ..labels.signs import verdict
 from ..model.extraction import extract
 from ..model.network import AFF, load_model
 
@@ -145,11 +146,14 @@ def scores_section(
         scored = [row for row in run.rows if row.get("mAP") is not None]
         if not scored:
             section.missing.append(f"{run.path.name} has no scores: its data had no queries and gallery with pids.")
+            section.texts += [f"{run.path.name}: {line.strip()}" for line in verdict(run.rows).splitlines()[1:]]
             continue
         best = max(scored, key=lambda row: row["mAP"])
         for what, row in (("start", scored[0]), (f"best, epoch {best['epoch']}", best), ("last", scored[-1])):
             name = f"{run.path.name}: {what}" + (f", epoch {row['epoch']}" if what == "last" else "")
             lines.append([name, *(percent(row, key) for key in ("mAP", "rank1", "rank5", "rank10"))])
+    if not lines:
+        return
     own = range(len(lines))
     datasets = {run.config.dataset for run in runs if run.config}
     published = PUBLISHED.get(min(datasets), {}) if len(datasets) == 1 else {}
@@ -180,9 +184,7 @@ def settings_section(
     lines = [["recipe", *(values["recipe"] for values in settings)]]
     lines += [[name, *(str(values[name]) for values in settings)] for name in names if name != "recipe"]
     section.tables.append(Table(("setting", *(run.path.name for run in known)), lines, numbers=False))
-    section.texts.append(
-        "Settings that differ from those of the recipe, or between the runs; config.json has them all."
-    )
+    section.texts.append("Settings that differ from the recipe's, or between the runs; config.json has them all.")
 
 # %% ../../nbs/85_report.ipynb #e9c287b6
 def curves_section(
@@ -227,9 +229,7 @@ def reason(
         return f"all of the first {len(ranked)} are right"
     place, crop = wrong[0]
     if unlike:
-        return (
-            f"hard to see: unlike every right crop, perhaps occluded, cut or blurred; place {place} is another person"
-        )
+        return f"hard to see: unlike every right crop, perhaps occluded or blurred; place {place} is another person"
     if query.camid is None or crop.camid is None:
         return f"place {place} is another person; the cameras are unknown"
     if query.camid == crop.camid:
@@ -249,11 +249,7 @@ def unlike_queries(
             places.setdefault(crop.pid, []).append(i)
     nearest = np.full(len(crops[0]), np.nan)
     for i, query in enumerate(crops[0]):
-        right = [
-            j
-            for j in places.get(query.pid, ())
-            if query.camid is None or crops[1][j].camid is None or crops[1][j].camid != query.camid
-        ]
+        right = [j for j in places.get(query.pid, ()) if query.camid is None or crops[1][j].camid != query.camid]
         if right:
             nearest[i] = float((features[1][right] @ features[0][i]).max())
     found = nearest[np.isfinite(nearest)]
@@ -309,9 +305,8 @@ def clusters_section(
 ) -> None:
     """The largest clusters of the training crops, as the network would make them now."""
     store = ImageStore(data.train, model.height, model.width, cache=config.cache, progress=False)
-    labels = as_array(
-        make_labeller(config, data.train, clustering_of(config))(extract(model, store), config.epochs + 1)
-    )
+    labeller = make_labeller(config, data.train, clustering_of(config))
+    labels = as_array(labeller(extract(model, store), config.epochs + 1))
     kept = np.unique(labels[labels >= 0])
     if not len(kept):
         section.missing.append("There is no cluster: all crops are outliers.")
@@ -322,10 +317,8 @@ def clusters_section(
     pids = [data.train[i].pid for i in shown]
     known = None if any(pid is None for pid in pids) else np.array(pids)
     picture = cluster_montage(store.batch(shown), labels[shown], known, largest.tolist())
-    text = "Of the largest clusters, ten crops each"
-    section.pictures.append(
-        as_picture(picture, text + ("" if known is None else "; red: not its most frequent person"))
-    )
+    text = f"Of the largest clusters, ten crops each{'' if known is None else '; red: not its most frequent person'}"
+    section.pictures.append(as_picture(picture, text))
     section.texts.append(
         f"{len(kept)} clusters of {len(labels)} crops, {percent({'x': np.mean(labels < 0)}, 'x')} % outliers;"
         f" the largest has {sizes.max()} crops."

@@ -1,4 +1,4 @@
-"""Several right answers: MMCL's labels and loss as its authors' code has them, SSL's by naive loops."""
+"""Several right answers: MMCL's labels and loss as stored copies of its code have them, SSL's by naive loops."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Write tests/golden/several.npz: what MMCL's code says of random features, `python tools/golden_several.py FOLDER`.
 
-FOLDER holds two files of github.com/kennethwdk/MMCL, mplp.py and mmcl.py: its labels (MPLP) and its loss (MMCL). They
+FOLDER holds mplp.py and mmcl.py, the labels (MPLP) and the loss (MMCL), as they stand in stored copies of MMCL's code
+(published as github.com/kennethwdk/MMCL, which could not be fetched, so that its last commit is not checked). They
 run here on the CPU, on random inputs; only numbers are kept.
 """
 

@@ -247,7 +247,7 @@ def table2(
         Setting("AFF_SCL", same, *market[PAPER]),
         Setting("DCC", other | {"criterion": "dcc"}),
         Setting("CAP", other | {"criterion": "cap"}, 79.2, 91.4),
-        Setting("O2CAP", other | {"criterion": "o2cap"}, 82.7, 92.5),
+        Setting("O2CAP", other | {"criterion": "o2cap"}),
         Setting("Cluster Contrast", same | {"criterion": "cluster_contrast"}, *market["Cluster Contrast, its authors"]),
         Setting("HHCL", same | {"criterion": "hhcl"}, *market["HHCL, its authors"]),
         Setting("true labels", same | {"labels": "truth"}),

@@ -156,7 +156,8 @@ def test_defaults_agree():
     assert {name: options[name] for name in options if name not in defaults} == {
         "camera_links": 0.0,
         "links_from": 1,
-    }, "links are off by default"
+        "self_paced": 0.0,
+    }, "links and self-paced clusters are off by default"
 
 
 # --- centroids ---------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def variants():
         values = CHOICES.get(field.name, (OTHER.get(field.name),))
         yield from ({field.name: value} for value in values if value not in (field.default, None))
     yield from ({"backbone": name} for name in BACKBONES if name in ("mobilenet_v2", "resnet18"))
-    yield from ({"map": True}, {"map": True, "camera_norm": True, "mirror": True})
+    yield from ({"network": "mhn", "orders": 2}, {"map": True}, {"map": True, "camera_norm": True, "mirror": True})
     yield from ({"layout": "table8", "bn_chunk": 4, "domains": 2}, ALL, {"swapped": True} | ALL | {"parts": "local"})
 
 

@@ -373,7 +373,7 @@ class TestResume:
         with pytest.raises(FileExistsError, match="--resume"):
             train(short, done.run)
         (tmp_path / "file").write_text("")
-        with pytest.raises(FileExistsError, match="not empty"):
+        with pytest.raises(FileExistsError, match="is a file, not a folder"):
             new_run(short, tmp_path / "file")
 
 

@@ -1,6 +1,7 @@
 """The notebooks run, each in a process of its own, and keep to the skeleton of a chapter."""
 
 import json
+import multiprocessing
 import os
 import re
 import statistics
@@ -44,6 +45,7 @@ def run_notebook(path, flags, said):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(ROOT)
+    multiprocessing.set_start_method(None, force=True)  # as in a process that was started, not forked
     matplotlib.use("agg")
     nbdev_test(path=path, flags=flags, n_workers=0)
 

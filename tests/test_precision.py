@@ -42,14 +42,14 @@ def seen(tmp_path_factory):
         criterion = judge(config, features, *arguments, **named)
         forward, update = criterion.forward, criterion.update
 
-        def spying_forward(output, targets):
-            parts = forward(output, targets)
-            types.update({f"output.{key}": value.dtype for key, value in output._asdict().items()})
+        def spying_forward(*given):
+            parts = forward(*given)
+            types.update({f"output.{key}": value.dtype for key, value in given[0]._asdict().items()})
             types.update({f"loss {key}": value.dtype for key, value in parts.items()})
             return parts
 
-        def spying_update(output, targets):
-            update(output, targets)
+        def spying_update(*given):
+            update(*given)
             types.update({f"memory {key}": value.dtype for key, value in criterion.named_buffers()})
 
         criterion.forward, criterion.update = spying_forward, spying_update

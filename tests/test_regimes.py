@@ -216,9 +216,10 @@ class TestRefusals:
             pattern=r"(?P<pid>\d+)_c\d",
             epochs=1,
         )
-        for options in ({"negatives": "camera"}, {"camera_links": 0.5}):
-            with pytest.raises(ValueError, match="some are unknown"):
-                train(replace(nameless, **options), tmp_path / next(iter(options)))
+        asking = {"negatives": ("camera", "72 of 72 have none"), "camera_links": (0.5, "some are unknown")}
+        for name, (value, told) in asking.items():
+            with pytest.raises(ValueError, match=told):
+                train(replace(nameless, **{name: value}), tmp_path / name)
 
 
 class TestSupervised:

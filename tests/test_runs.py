@@ -112,6 +112,6 @@ class TestNewRun:
         assert new_run(Config(), tmp_path / "new") == tmp_path / "new" and not (tmp_path / "new").exists()
         assert new_run(Config(), tmp_path) == tmp_path
         (tmp_path / "file").write_text("")
-        for taken in (tmp_path, tmp_path / "file"):
-            with pytest.raises(FileExistsError, match="--resume"):
+        for taken, why in (tmp_path, "--resume"), (tmp_path / "file", "is a file, not a folder"):
+            with pytest.raises(FileExistsError, match=why):
                 new_run(Config(), taken)

@@ -181,6 +181,7 @@ def epoch(config, patch, between=lambda criterion: None):
             accelerator=Pretended(*modules),
             model=Wrapped(model, cast),
             network=model,
+            trained=model,
             optimizer=optimizer,
             criterion=lasting,
             train=SimpleNamespace(samples=SAMPLES),

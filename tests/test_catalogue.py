@@ -34,6 +34,7 @@ class TestStudies:
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
+            "without": {"criterion", "hard_weight", "mean_weight", "balance", "camera_map", "crossing", *BEST},
             "cameras": {"criterion", "hard_weight", "mean_weight", "balance", "camera_map", "crossing", *BEST},
             "table4": {"criterion", "hard_weight", "mean_weight", "balance"},
             "table5": {"criterion", "hard_weight", "mean_weight"},

@@ -214,7 +214,7 @@ ABLATE_HELP = """Repeat a table or figure of the paper's section 4 and compare.
 table2: the methods without labels. table3: a labelled source (--source). table4: which loss?
 table5: lambda_1. table6: crops per identity. table7: AFF and others with labels. figure4: eps.
 field: the criteria of the field, and the recipe best. path: the steps that lead to it.
-cameras: a camera map and crossing.
+without: it without one of them. cameras: a camera map and crossing.
 Finished runs are not repeated. Writes ablation_STUDY.csv (a line a run),
 .md (beside the paper's numbers), .png and .json (the settings) to OUT."""
 

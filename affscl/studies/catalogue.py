@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER', 'PUBLISHED', 'MMT', 'MMT_PUBLISHED', 'STRIPES', 'STEPS', 'STUDIES', 'Setting', 'Study', 'loss_fields',
            'table4', 'table5', 'table6', 'figure4', 'table3', 'table7', 'across_cameras', 'peers', 'steps_to_best',
-           'table2']
+           'without_a_step', 'table2']
 
 # %% ../../nbs/71_catalogue.ipynb #2ff40ed2
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 # %% ../../nbs/71_catalogue.ipynb #a8b78376
 from ..model.network import AFF_ALONE, USELESS_WITHOUT_PARTS, NetworkOptions, network_problems
-from ..training.config import BEST, NO_SOURCE, Config
+from ..training.config import ACROSS, BEST, NO_SOURCE, Config
 
 # %% ../../nbs/71_catalogue.ipynb #76455502
 class Setting(NamedTuple):
@@ -182,8 +182,10 @@ def across_cameras(
     fixed = loss_fields() | BEST | {"k1": 10}  # the lists that chapter 62's `best` was measured with
     settings = [Setting(f"best, {name}", fixed | fields) for name, fields in switched.items()]
     rivals = {"AFF_SCL": "symmetric", "Cluster Contrast": "cluster_contrast", "HHCL": "hhcl"}
-    return settings + [
-        Setting(f"{name}, both", loss_fields(rival) | switched["both"]) for name, rival in rivals.items()
+    return [
+        *settings,
+        Setting("best, both, k1 auto", loss_fields() | BEST | ACROSS),  # as the recipe is
+        *(Setting(f"{name}, both", loss_fields(rival) | switched["both"]) for name, rival in rivals.items()),
     ]
 
 
@@ -222,6 +224,18 @@ def steps_to_best(
         changes = changes | {key: BEST[key] for key in names}
         settings.append(Setting(name, changes))
     return settings
+
+# %% ../../nbs/71_catalogue.ipynb #1c187221
+def without_a_step(
+    config: Config,  # what a step that is left out goes back to
+) -> list[Setting]:
+    """Chapter 62's `best` with a camera map and crossing, and the same without one of its steps, for each of them."""
+    whole = loss_fields() | BEST | ACROSS | {"k1": 10}
+    steps = STEPS | {"+ map": ("camera_map",), "+ crossing": ("crossing",)}
+    return [Setting("best", whole)] + [
+        Setting(f"without {name.removeprefix('+ ')}", whole | {key: getattr(config, key) for key in keys})
+        for name, keys in steps.items()
+    ]
 
 # %% ../../nbs/71_catalogue.ipynb #5670fa5e
 def table2(
@@ -313,6 +327,13 @@ STUDIES |= {
         steps_to_best,
         "step",
         note="Each line keeps the changes of the lines above it; the last is `best`.",
+    ),
+    "without": Study(
+        "which step of `best` is missed most?",
+        without_a_step,
+        "setting",
+        note="A step that is left out goes back to the values that the study was started with.",
+        reads=(*(key for keys in STEPS.values() for key in keys), *ACROSS),
     ),
     "cameras": Study(
         "what do a camera map and crossing bring, alone, together, and under other criteria?",

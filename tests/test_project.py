@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -132,6 +133,8 @@ def public(name):
     module = importlib.import_module(f"affscl.{name}")
     for symbol in module.__all__:
         thing = getattr(module, symbol)
+        if isinstance(thing, types.GenericAlias):  # an alias, which Python 3.10 takes for a class
+            continue
         if inspect.isfunction(thing) or inspect.isclass(thing):
             yield f"{name}.{symbol}", thing
         if inspect.isclass(thing):

@@ -143,10 +143,10 @@ def test_gradients_learning_autocast_and_buffers(name):
 def test_what_cannot_work_is_told():
     features, labels, camids = world()
     output = Output(*[features] * 3)
-    with pytest.raises(ValueError, match="proxies belong to crops"):
+    with pytest.raises(ValueError, match="remembers crops"):
         make_criterion(LossOptions("cap"), features, labels, camids)(output, labels)
     for wrong in (None, [None] + [1] * 47):
-        with pytest.raises(ValueError, match="a proxy has a camera"):
+        with pytest.raises(ValueError, match="a memory of proxies needs the camera"):
             make_criterion(LossOptions("o2cap"), features, labels, wrong)
     with pytest.raises(ValueError, match="rivals of its own"):
         make_criterion(LossOptions("cap", negatives="camera"), features, labels, camids)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from affscl.criteria.classifier import batch_hard_triplet
 from affscl.criteria.factory import LossOptions, make_criterion, require_cameras
 from affscl.criteria.several import (
-    CropMemory,
+    LastMemory,
     MultiLabel,
     Softened,
     multi_label_loss,
@@ -45,7 +45,7 @@ def test_golden_loss_and_gradient(share):
 
 
 def test_the_criterion_is_labels_and_loss_and_moves_its_rows():
-    criterion = MultiLabel(CropMemory(BANK, momentum=0.25))
+    criterion = MultiLabel(LastMemory(BANK, momentum=0.25))
     parts = criterion(output(QUERIES), INDICES * 0, INDICES)
     torch.testing.assert_close(parts["multi_label"], GOLDEN["loss_0.01"], atol=1e-5, rtol=1e-5)
     rows = BANK.clone()
@@ -81,7 +81,7 @@ def test_reliable_crops_by_a_naive_loop(price):
 
 def test_softened_loss_gradient_and_rows_by_naive_loops():
     reliable = softened_targets(BANK, [0] * len(BANK))
-    criterion = Softened(CropMemory(BANK, 0.5, 0.1), reliable, own=0.6)
+    criterion = Softened(LastMemory(BANK, 0.5, 0.1), reliable, own=0.6)
     ours, theirs = QUERIES.clone().requires_grad_(), QUERIES.clone().requires_grad_()
     loss = sum(criterion(output(ours), INDICES, INDICES).values())
     naive = 0
@@ -97,12 +97,12 @@ def test_softened_loss_gradient_and_rows_by_naive_loops():
 
 
 def test_what_is_missing_is_told():
-    with pytest.raises(ValueError, match=r"criterion\(output, targets, indices\)"):
-        MultiLabel(CropMemory(BANK))(output(QUERIES), INDICES)
+    with pytest.raises(ValueError, match="remembers crops"):
+        MultiLabel(LastMemory(BANK))(output(QUERIES), INDICES)
     with pytest.raises(ValueError, match="camera of every crop"):
         softened_targets(BANK, [0, None] * 75)
     with pytest.raises(ValueError, match="momentum"):
-        CropMemory(BANK, momentum=1)
+        LastMemory(BANK, momentum=1)
 
 
 def test_by_name_with_what_they_need():

@@ -37,7 +37,7 @@ from .hybrid import HybridContrast, HybridMemory
 from .memory import ClusterMemory, DualMemory, choice_problems, hardest_samples, memory_problems
 from .mutual import MutualTeaching
 from .proxies import ProxyContrast, ProxyMemory
-from .several import CropMemory, MultiLabel, Softened, softened_targets
+from .several import LastMemory, MultiLabel, Softened, softened_targets
 from ..data.datasets import Sample
 from ..labels.clustering import centroids
 from ..labels.labellers import own_classes, true_labels
@@ -137,9 +137,9 @@ def make_criterion(
     if name == "triplet":
         return BatchHard(options.margin)
     if name == "mmcl":
-        return MultiLabel(CropMemory(features, **rates))
+        return MultiLabel(LastMemory(features, **rates))
     if name == "ssl":
-        return Softened(CropMemory(features, **rates), softened_targets(features, camids))
+        return Softened(LastMemory(features, **rates), softened_targets(features, camids))
     if name in PROXIES:
         return ProxyContrast(ProxyMemory(features, torch.as_tensor(labels), camids, **rates), online=name == "o2cap")
     if name in ("spcl", "dsce"):

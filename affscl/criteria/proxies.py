@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/36_proxies.ipynb #599aab72
-from .contrast import Criterion
+from .contrast import Criterion, camera_codes, crops_told
 from .memory import blend_in_turn, memory_problems, memory_rows, similarities
 from ..labels.clustering import centroids
 from ..model.network import Output
@@ -39,10 +39,8 @@ class ProxyMemory(nn.Module):
         super().__init__()
         if problems := memory_problems(momentum, temperature):
             raise ValueError("\n".join(problems))
-        if camids is None or any(camid is None for camid in camids):
-            raise ValueError("a proxy has a camera, and some crops have none: choose a criterion without cameras")
         labels, inside = torch.as_tensor(labels).cpu(), torch.as_tensor(labels).cpu() >= 0
-        _, cameras = torch.tensor(list(camids)).unique(return_inverse=True)
+        cameras = camera_codes(camids, "a memory of proxies", "choose another criterion")
         (cluster, camera), own = torch.stack([labels, cameras])[:, inside].unique(dim=1, return_inverse=True)
         proxy = torch.full_like(labels, -1)
         proxy[inside] = own
@@ -147,6 +145,4 @@ class ProxyContrast(Criterion):
 
     def proxies_of(self, indices: Tensor | None) -> Tensor:
         """The proxies of a batch. Raises ValueError if nobody tells which crops it holds."""
-        if indices is None:
-            raise ValueError("proxies belong to crops: criterion(output, targets, indices), and update likewise")
-        return self.memory.proxy[indices]
+        return self.memory.proxy[crops_told(indices)]

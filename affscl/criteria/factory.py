@@ -19,6 +19,7 @@ from torch import Tensor
 # %% ../../nbs/39_factory.ipynb #5fd4d12d
 from affscl.criteria.classifier import (
     BatchHard,
+    CameraClassifier,
     CrossEntropyTriplet,
     PiecesBaseline,
     StrongBaseline,
@@ -45,9 +46,9 @@ from ..model.stripes import pieces
 
 # %% ../../nbs/39_factory.ipynb #99049a84
 CRITERIA = "symmetric", "mean", "hard", "cluster_contrast", "cluster_contrast_hard", "hhcl", "cross_entropy_triplet"
-FIELD = "dcc", "spcl", "dsce", "cap", "o2cap", "triplet", "mmcl", "ssl"  # more of the field, chapters 31, 32, 35 to 38
+FIELD = "dcc", "spcl", "dsce", "cap", "o2cap", "triplet", "mmcl", "ssl", "iics"  # more of the field: 31, 32, 35 to 38
 PROXIES = "cap", "o2cap"  # a row for each cluster and camera
-BY_CAMERA = *PROXIES, "ssl"  # those that must know the crops' cameras
+BY_CAMERA = *PROXIES, "ssl", "iics"  # those that must know the crops' cameras
 
 
 @dataclass
@@ -65,12 +66,12 @@ class LossOptions:
     normalise_mean: bool = False  # scale the batch mean to length one before it enters the mean memory
     negatives: str = "all"  # rivals in InfoNCE: all other clusters, or those of the same camera
     label_smoothing: float = 0.0  # cross_entropy_triplet: share of the target spread over all clusters
-    margin: float = 0.3  # cross_entropy_triplet, triplet: margin of the triplet loss
+    margin: float = 0.3  # cross_entropy_triplet, triplet, iics: margin of the triplet loss
 
 # %% ../../nbs/39_factory.ipynb #439acdb0
 TWO_MEMORIES = "symmetric", "mean", "hard", "hhcl"
 ONE_MEMORY = {"cluster_contrast": "sequential", "cluster_contrast_hard": "hard"}  # criterion: rule of its memory
-HAVE = {"cross_entropy_triplet": "none", "triplet": "none", "dcc": "another pair"}
+HAVE = {"cross_entropy_triplet": "none", "triplet": "none", "iics": "none", "dcc": "another pair"}
 _FOR_TWO = "balance", "hard_reference", "hard_start", "normalise_mean"
 
 
@@ -113,8 +114,11 @@ def loss_problems(
 def classifier_criterion(
     options: Any,  # a `LossOptions`, or a `Config`, which may ask for a pair of networks (chapter 18)
     centres: Tensor,  # (K, d) unit rows
+    cameras: Tensor | None = None,  # (K, C) which cameras each cluster holds, for IICS
 ) -> Criterion:
     """The criterion with a classifier that starts at the clusters' centres, for one network or for a pair."""
+    if cameras is not None and options.criterion == "iics":
+        return CameraClassifier(centres, cameras, options.temperature, options.margin)
     numbers = options.temperature, options.label_smoothing
     if getattr(options, "teacher", "off") == "mutual":
         return MutualTeaching(centres, *numbers, (options.soft_entropy, options.soft_triplet))
@@ -150,9 +154,10 @@ def make_criterion(
     if name == "dcc":
         means, last = (ClusterMemory(centres, rule, **rates) for rule in ("mean", "sequential"))
         return DualContrast(means, last, 0 if options.balance == "off" else 0.5)
-    if name == "cross_entropy_triplet":
-        return classifier_criterion(options, centres)
-    cameras = cameras_of(labels, camids, features.device) if options.negatives == "camera" else None
+    asks = name == "iics" or options.negatives == "camera"
+    cameras = cameras_of(labels, camids, features.device) if asks else None
+    if name in ("cross_entropy_triplet", "iics"):
+        return classifier_criterion(options, centres, cameras)
     if name in ONE_MEMORY:
         return SingleContrast(ClusterMemory(centres, ONE_MEMORY[name], **rates), cameras)
     hard = hardest_samples(features, labels, centres) if options.hard_start == "hardest" else None

@@ -256,6 +256,7 @@ def table2(
         Setting("DBC", grown | {"clustering": "dispersion"}, 41.3, 69.2),
         Setting("MMCL", crops | {"criterion": "mmcl"}, 45.5, 80.3),
         Setting("HCT", other | {"criterion": "triplet", "clustering": "hierarchical", "margin": 0.5}, 56.4, 80.0),
+        Setting("IICS", other | {"criterion": "iics", "clustering": "alternating"}, 72.9, 89.5),
         Setting("DSCE", other | {"criterion": "dsce"}, 61.7, 83.9),
         Setting("SpCL", other | {"criterion": "spcl", "self_paced": 0.02}, *market["SpCL, its authors (2020)"]),
         Setting("AFF_SCL", same, *market[PAPER]),

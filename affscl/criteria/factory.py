@@ -55,7 +55,9 @@ BY_CAMERA = *PROXIES, "ssl", "iics"  # those that must know the crops' cameras
 class LossOptions:
     """What judges a batch (section 3.4). `balance = auto`: stop_gradient for symmetric, off for the other criteria."""
 
-    criterion: str = "symmetric"  # or cluster_contrast, hhcl, dcc, spcl, dsce, cap, o2cap, mmcl, ... (chapter 39)
+    criterion: str = (
+        "symmetric"  # or cluster_contrast, hhcl, dcc, spcl, dsce, cap, o2cap, mmcl, ssl, iics ... (chapter 39)
+    )
     momentum: float = 0.1  # weight of the old memory row (Eqs. 10, 13)
     temperature: float = 0.05  # similarities are divided by it (Eqs. 7, 9, 11)
     hard_weight: float = 0.75  # lambda_1 of Eq. 8, for symmetric and hhcl

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from affscl.model.network import AFF
 from affscl.training.config import RECIPES, Config
 from affscl.training.runs import (
+    begin_run,
     load_config,
     new_run,
     read_history,
@@ -115,3 +116,14 @@ class TestNewRun:
         for taken, why in (tmp_path, "--resume"), (tmp_path / "file", "is a file, not a folder"):
             with pytest.raises(FileExistsError, match=why):
                 new_run(Config(), taken)
+
+
+@pytest.mark.parametrize("name", ["resume.safetensors", "metrics.jsonl", "best.safetensors"])
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_written(name, tmp_path):
+    config = RECIPES["tiny"]
+    write_config(tmp_path, config)
+    (tmp_path / name).mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"{name} must be files, and are folders: move them away"):
+        begin_run(config, resume=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -316,6 +316,9 @@ def _numbered(folder: Path) -> Path:
         name = folder.with_name(f"{folder.name}-{number}")
 
 # %% ../../nbs/52_runs.ipynb #e2e4008a
+_FILES = "config.json", "metrics.jsonl", "model.safetensors", "best.safetensors", STATE, PREVIOUS
+
+
 def begin_run(
     config: Config,  # every setting
     out: str | Path | None = None,  # as in `new_run`
@@ -325,6 +328,10 @@ def begin_run(
     run = Path(resume) if resume else new_run(config, out)
     if resume and not any((run / name).is_file() for name in ("config.json", STATE, PREVIOUS)):
         raise ValueError(f"cannot resume: {run} is no run's folder, it has neither config.json nor {STATE}")
+    if resume and (folders := [name for name in _FILES if (run / name).is_dir()]):
+        raise ValueError(
+            f"cannot resume: in {run}, {', '.join(folders)} must be files, and are folders: move them away"
+        )
     claim(run)
     try:
         if out:

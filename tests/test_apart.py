@@ -109,6 +109,9 @@ def test_the_classifier_asks_within_a_camera_and_gradients_stay_there():
     torch.testing.assert_close(loss, -torch.stack(blocks).mean())
     criterion(Output(X[:2], X[:2], X[:2]), torch.tensor([0, 1]))["within"].backward()
     assert criterion.classifier.weight.grad[:2].abs().sum() > 0 == criterion.classifier.weight.grad[2:].abs().sum()
+    half = Output(X[:4].bfloat16(), X[:4].bfloat16(), X[:4])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert criterion(half, targets)["within"].dtype == torch.float32
     crossing, plain = CameraClassifier(rows, torch.ones(5, 2)), CrossEntropyTriplet(rows)
     for name, value in plain(out, targets).items():
         torch.testing.assert_close(crossing(out, targets)[name], value)

@@ -160,6 +160,12 @@ LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each 
         4,
     ),  # without domain_norm no chunk of one process holds both domains
     "pretrain": (dict(source="market1501", adapt="pretrain"), 8),
+    **{name: (dict(criterion=name), 8) for name in ("dcc", "spcl", "dsce", "cap", "o2cap", "triplet")},
+    **{name: (dict(criterion=name, clustering="single"), 8) for name in ("mmcl", "ssl")},
+    "iics": (dict(criterion="iics", clustering="alternating"), 8),
+    "bottom up": (dict(criterion="cluster_contrast", clustering="bottom_up", merged=0.8), 8),
+    "mean teacher": (dict(teacher="mean", teacher_momentum=0.5), 8),
+    "mutual": (dict(criterion="cross_entropy_triplet", teacher="mutual", label_smoothing=0.1), 8),
 }
 
 
@@ -182,7 +188,8 @@ def test_two_processes_agree_with_one(name, tmp_path):
     two = read_history(tmp_path / "two")
     for mine, theirs in zip(one.history[1:], two[1:], strict=True):
         assert mine["clusters"] == theirs["clusters"]
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5 if mine["epoch"] == 1 else 1e-4)
+        later = 1e-3 if name == "iics" else 1e-4  # a classifier begins anew in each epoch: rounding grows faster
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5 if mine["epoch"] == 1 else later)
     states = one.model.state_dict(), load_model(tmp_path / "two").state_dict()
     for key, value in states[0].items():
         if value.is_floating_point():

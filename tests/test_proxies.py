@@ -106,7 +106,7 @@ def test_online_positives_are_of_different_cameras(most, cameras):
     assert (online_positives(nearness, camera, cameras + 1, cameras + 1).sum(1) == cameras).all()
 
 
-@pytest.mark.parametrize("name", BY_CAMERA)
+@pytest.mark.parametrize("name", [name for name in BY_CAMERA if name != "iics"])  # that one has a classifier
 def test_gradients_learning_autocast_and_buffers(name):
     features, labels, camids = world(seed=3)
     criterion = make_criterion(LossOptions(name, temperature=0.3), features, labels, camids)

@@ -55,9 +55,7 @@ BY_CAMERA = *PROXIES, "ssl", "iics"  # those that must know the crops' cameras
 class LossOptions:
     """What judges a batch (section 3.4). `balance = auto`: stop_gradient for symmetric, off for the other criteria."""
 
-    criterion: str = (
-        "symmetric"  # or cluster_contrast, hhcl, dcc, spcl, dsce, cap, o2cap, mmcl, ssl, iics ... (chapter 39)
-    )
+    criterion: str = "symmetric"  # or cluster_contrast, hhcl, dcc, spcl, dsce, cap, o2cap, iics, ... (chapter 39)
     momentum: float = 0.1  # weight of the old memory row (Eqs. 10, 13)
     temperature: float = 0.05  # similarities are divided by it (Eqs. 7, 9, 11)
     hard_weight: float = 0.75  # lambda_1 of Eq. 8, for symmetric and hhcl
@@ -156,8 +154,7 @@ def make_criterion(
     if name == "dcc":
         means, last = (ClusterMemory(centres, rule, **rates) for rule in ("mean", "sequential"))
         return DualContrast(means, last, 0 if options.balance == "off" else 0.5)
-    asks = name == "iics" or options.negatives == "camera"
-    cameras = cameras_of(labels, camids, features.device) if asks else None
+    cameras = cameras_of(labels, camids, features.device) if name == "iics" or options.negatives == "camera" else None
     if name in ("cross_entropy_triplet", "iics"):
         return classifier_criterion(options, centres, cameras)
     if name in ONE_MEMORY:

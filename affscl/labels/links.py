@@ -131,7 +131,7 @@ def score_agreement(
     apart, total = torch.cdist(some, scores, p=1), some.sum(1, keepdim=True) + scores.sum(1)
     return (total - apart) / (total + apart)
 
-
+# %% ../../nbs/23_links.ipynb #9ea9cdaf
 def agreeing_search(
     scores: Tensor,  # (n, K), of `camera_scores`
     camids: Sequence[int | None] | np.ndarray,  # (n,) cameras, all known

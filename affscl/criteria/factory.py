@@ -117,7 +117,7 @@ def classifier_criterion(
     cameras: Tensor | None = None,  # (K, C) which cameras each cluster holds, for IICS
 ) -> Criterion:
     """The criterion with a classifier that starts at the clusters' centres, for one network or for a pair."""
-    if cameras is not None and options.criterion == "iics":
+    if cameras is not None:
         return CameraClassifier(centres, cameras, options.temperature, options.margin)
     numbers = options.temperature, options.label_smoothing
     if getattr(options, "teacher", "off") == "mutual":

@@ -8,7 +8,16 @@ import pytest
 
 from affscl.data.datasets import Sample
 from affscl.data.domains import SOURCE
-from affscl.labels.kept import below, kept_epochs, labels_file, labels_of, read_labels, shortened, write_labels
+from affscl.labels.kept import (
+    agreement,
+    below,
+    kept_epochs,
+    labels_file,
+    labels_of,
+    read_labels,
+    shortened,
+    write_labels,
+)
 
 ODD = ["a.jpg", "gate/b, c.jpg", 'say "no".png', "line\nbreak.jpg", "\udcff.jpg", "ümlaut.jpg", " .jpg"]
 
@@ -87,3 +96,36 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"epoch_001.csv.gz is damaged"):
         read_labels(tmp_path)
+
+
+class TestAgreement:
+    """Labels against those that the run keeps of the epoch before."""
+
+    def test_numbers_do_not_matter_and_outliers_are_each_alone(self, tmp_path):
+        samples, labels = written(tmp_path, labels=np.array([0, 0, 1, 1, 2, 2, -1]))
+        renamed = np.array([5, 5, 3, 3, 4, 4, -1])
+        assert agreement(tmp_path, 2, samples, renamed, "/data/mine") == {"stability": 1.0}
+        torn = agreement(tmp_path, 2, samples, np.array([0, 1, 0, 1, 2, 2, -1]), "/data/mine")["stability"]
+        gone = agreement(tmp_path, 2, samples, np.full(7, -1), "/data/mine")["stability"]
+        assert gone < torn < 1
+
+    def test_the_order_of_the_crops_does_not_matter(self, tmp_path):
+        samples, labels = written(tmp_path, labels=np.array([0, 0, 1, 1, 2, 2, -1]))
+        moved = [Sample(os.path.join("/other", name)) for name in reversed(ODD)]
+        assert agreement(tmp_path, 2, moved, labels[::-1], "/other") == {"stability": 1.0}
+
+    @pytest.mark.parametrize("epoch", [1, 3, 9])
+    def test_without_the_epoch_before_nothing_is_told(self, tmp_path, epoch):
+        samples, labels = written(tmp_path)
+        assert agreement(tmp_path, epoch, samples, labels, "/data/mine") == {}
+
+    def test_a_damaged_file_or_other_crops_end_no_run(self, tmp_path):
+        samples, labels = written(tmp_path)
+        assert agreement(tmp_path, 2, samples[1:], labels[1:], "/data/mine") == {}
+        labels_file(tmp_path, 1).write_bytes(b"no gzip")
+        assert agreement(tmp_path, 2, samples, labels, "/data/mine") == {}
+
+    def test_the_source_is_not_asked(self, tmp_path):
+        samples = [Sample("/s/a.jpg", 1, domain=SOURCE), *(Sample(f"/t/{i}.jpg") for i in range(4))]
+        write_labels(labels_file(tmp_path, 1), samples, [0, 1, 1, 2, 2], "/t")
+        assert agreement(tmp_path, 2, samples, [0, 1, 1, 2, 2], "/t") == {"stability": 1.0}

@@ -19,6 +19,7 @@ from affscl.data.datasets import market_samples
 from affscl.data.synthetic import make_dataset
 from affscl.labels.kept import kept_epochs, labels_file, read_labels
 from affscl.labels.labellers import own_classes
+from affscl.labels.signs import stability
 from affscl.model.network import load_model
 from affscl.scores.benchmark import evaluate_model
 from affscl.scores.best import best_epoch
@@ -430,6 +431,9 @@ class TestFoldersOfCrops:
         result = train(config, tmp_path / "run")
         said = capsys.readouterr().out
         assert "Evaluation is left out" in said and "No evaluation" in said and "silhouette" in said
+        before, now = (list(read_labels(result.run, epoch)[1].values()) for epoch in (1, 2))
+        assert result.history[2]["stability"] == stability(before, now) and "stability" not in result.history[1]
+        assert f"epoch before: ARI {stability(before, now):.2f}" in said
         assert 0 < result.history[-1]["largest_share"] <= 1 and -1 <= result.history[-1]["silhouette"] <= 1
         assert "mAP" not in result.history[-1] and result.history[-1]["ari"] is None
         assert np.isfinite(result.history[-1]["loss"])

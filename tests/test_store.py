@@ -559,3 +559,64 @@ class TestNames:
         assert store_name(paths, 40, 20) != old.name
         ImageStore(samples, 40, 20, cache)
         assert not old.exists()
+
+
+class TestLargeFiles:
+    """JPEG files are decoded no larger than need be; what comes out is nearly the same."""
+
+    @pytest.fixture
+    def decoded(self, monkeypatch):
+        """The sizes in which pictures were decoded."""
+        sizes = []
+
+        def spy(image):
+            sizes.append(image.size)
+            return as_rgb(image)
+
+        monkeypatch.setattr(affscl.data.store, "as_rgb", spy)
+        return sizes
+
+    def saved(self, path, times, **words):
+        """A smooth picture of `times` 24 x 48 pixels, as a file."""
+        x, y = np.meshgrid(np.linspace(0, 6, 24 * times), np.linspace(0, 6, 48 * times))
+        waves = 127 + 100 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], 2)
+        Image.fromarray(waves.astype(np.uint8)).save(path, **words)
+        return path
+
+    @pytest.mark.parametrize(("times", "part"), [(1, 1), (3, 1), (4, 2), (7, 2), (8, 4), (9, 4), (16, 8), (40, 8)])
+    def test_no_larger_than_need_be(self, tmp_path, decoded, times, part):
+        path = self.saved(tmp_path / "a.jpg", times, quality=95)
+        crop = load_crop(path, 48, 24)
+        assert decoded == [(24 * times // part, 48 * times // part)]
+        whole = Image.open(path).resize((24, 48), Image.Resampling.BICUBIC)
+        assert np.abs(crop - np.asarray(whole).transpose(2, 0, 1).astype(float)).mean() < 1
+
+    def test_the_narrower_side_decides(self, tmp_path, decoded):
+        load_crop(self.saved(tmp_path / "a.jpg", 8), 48, 90)
+        assert decoded == [(192, 384)]
+
+    @pytest.mark.parametrize("kind", ["png", "webp", "tif", "bmp"])
+    def test_other_kinds_are_read_whole(self, tmp_path, decoded, kind):
+        load_crop(self.saved(tmp_path / f"a.{kind}", 8), 48, 24)
+        assert decoded == [(192, 384)]
+
+    def test_grey_ones_too_and_in_print_colours(self, tmp_path, decoded):
+        for mode in ("L", "CMYK"):
+            Image.open(self.saved(tmp_path / "a.png", 8)).convert(mode).save(tmp_path / "b.jpg", quality=95)
+            whole = Image.open(tmp_path / "b.jpg").convert("RGB").resize((24, 48), Image.Resampling.BICUBIC)
+            crop = load_crop(tmp_path / "b.jpg", 48, 24)
+            assert np.abs(crop - np.asarray(whole).transpose(2, 0, 1).astype(float)).mean() < 2
+        assert decoded == [(48, 96)] * 2
+
+    def test_one_on_its_side_is_turned(self, tmp_path):
+        upright = Image.open(self.saved(tmp_path / "a.png", 8))
+        note = Image.Exif()
+        note[0x0112] = 6
+        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.jpg", exif=note, quality=95)
+        wanted = np.asarray(upright.resize((24, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        assert np.abs(load_crop(tmp_path / "b.jpg", 48, 24) - wanted.astype(float)).mean() < 1.5
+
+    def test_one_that_is_cut_off_is_still_refused(self, tmp_path):
+        path = self.saved(tmp_path / "a.jpg", 8)
+        path.write_bytes(path.read_bytes()[:3000])
+        assert "truncated" in try_crop(path, 48, 24)

@@ -25,7 +25,7 @@ def signs(config, name, write):
         job, _ = started(config, Path(folder), config.weights)
         before = None
         for epoch in range(1, config.epochs + 1):
-            features = epoch_features(job, config)
+            features = epoch_features(job, config, epoch - 1)
             labels = job.labeller(features, epoch)
             graph = jaccard_distance(features, config.k1, config.k2)
             line = {"data": name, "crops": len(labels)}
@@ -38,7 +38,7 @@ def signs(config, name, write):
             except ValueError as error:
                 print(error, flush=True)
                 return
-            write(line | epoch_scores(job, config))
+            write(line | epoch_scores(job, config, epoch))
 
 
 def main():

@@ -117,6 +117,8 @@ def load_crop(
 ) -> np.ndarray:  # uint8 (3, height, width), RGB
     """Decode one crop and resize it bicubically to the training size (section 4.2, decision 23)."""
     with opened(source) as image:
+        if turn_of(image) is None:
+            image.draft(None, (2 * width, 2 * height))  # of a large JPEG file, no more than twice what is wanted
         resized = as_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
@@ -147,7 +149,7 @@ def report_unreadable(
         )
 
 # %% ../../nbs/07_store.ipynb #3ffba0ee
-DECODING = 2  # goes up whenever `load_crop` gives other bytes for the same file
+DECODING = 3  # goes up whenever `load_crop` gives other bytes for the same file
 
 
 def cache_folder(
@@ -231,8 +233,8 @@ def write_store(
     unreadable: dict[str, str] = {}
     firsts, pool = range(0, len(paths), PART), ThreadPoolExecutor(workers)
     try:
-        answers = pool.map(write, firsts)
-        for answer in tqdm(answers, "decoding", len(firsts), disable=None if progress else True, unit="part"):
+        hidden = None if progress else True
+        for answer in tqdm(pool.map(write, firsts), "decoding", len(firsts), disable=hidden, unit="part"):
             unreadable |= answer
     finally:
         pool.shutdown(cancel_futures=True)
@@ -392,8 +394,7 @@ class ImageStore:
         return torch.from_numpy(np.asarray(self.images[np.asarray(indices, dtype=np.int64)]))
 
     def __getstate__(self) -> dict:
-        kept = ("samples", "path", "digest")  # the map itself would travel as gigabytes
-        return {name: self.__dict__[name] for name in kept}
+        return {name: self.__dict__[name] for name in ("samples", "path", "digest")}  # the map would be gigabytes
 
     def __setstate__(self, state: dict):
         self.__dict__.update(state, images=np.load(state["path"], mmap_mode="r"))

@@ -219,13 +219,14 @@ PANELS: dict[str, tuple[tuple[str, ...], int]] = {  # title: (keys of a row, fac
     "clusters": (("clusters",), 1),
     "shares (%)": (("outlier_share", "multi_camera_share"), 100),
     "agreement with true labels": (("ari", "nmi"), 1),
+    "signs without labels": (("silhouette", "stability", "largest_share"), 1),  # chapter 26
 }
 
 # %% ../../nbs/43_figures.ipynb #7d357d98
 def history(
     rows: Sequence[Mapping[str, Any]],  # the lines of a run's metrics.jsonl: epoch and whatever was measured
 ) -> Figure:
-    """Learning curves of a run: retrieval, loss and its parts, clusters, shares, agreement.
+    """Learning curves of a run: retrieval, loss and its parts, clusters, shares, agreement, signs.
 
     What was never measured is left out. ValueError if nothing is left.
     """

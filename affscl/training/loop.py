@@ -27,7 +27,7 @@ from ..criteria.crossing import batch_losses
 from ..criteria.factory import lasting_criterion, make_criterion, require_cameras
 from ..data.store import ImageStore
 from ..labels.camera_map import MappedLabeller
-from ..labels.kept import labels_file, write_labels
+from ..labels.kept import agreement, labels_file, write_labels
 from ..labels.labellers import chosen_settings, is_joint, own_classes, reads_truth, remembered
 from ..labels.merging import clustering_of
 from ..labels.named import run_labeller
@@ -155,8 +155,7 @@ def epoch_batches(
     hidden = None if accelerator.is_main_process else True
     for images, targets, indices in tqdm(loader, f"epoch {epoch}", leave=False, disable=hidden):
         origin = 0 if domains is None else domains[indices], camids[indices]
-        parts = (part.to(accelerator.device, non_blocking=True) for part in (images, targets, indices))
-        images, targets, indices = parts
+        images, targets, indices = (x.to(accelerator.device, non_blocking=True) for x in (images, targets, indices))
         yield (images, *origin), (targets, indices)
 
 # %% ../../nbs/55_loop.ipynb #c9c9261f
@@ -331,10 +330,9 @@ def continued(
         if "train" in part:
             raise ValueError(f"the data changed since {run} was interrupted: {part}. Restore them, or start a new run")
         warnings.warn(f"scores before and after epoch {state.about['epoch']} do not compare: {part}", stacklevel=2)
-    for name in ("threads", "processes"):
-        if before[name] != now[name]:
-            told = f"{run} began with {before[name]} {name} and goes on with {now[name]}: it rounds otherwise"
-            warnings.warn(told, stacklevel=2)
+    for name in (name for name in ("threads", "processes") if before[name] != now[name]):
+        told = f"{run} began with {before[name]} {name} and goes on with {now[name]}: it rounds otherwise"
+        warnings.warn(told, stacklevel=2)
     state.fill(job.trained, job.optimizer, job.accelerator.scaler, job.criterion)
     remembered(job.labeller).update(state.about.get("labeller", {}))
     if job.accelerator.is_main_process:
@@ -352,6 +350,8 @@ def finish_epoch(
 ) -> dict:  # the metrics with the scores, as they are written
     """Evaluate if it is time to; write metrics, weights and state."""
     epoch, clock = metrics["epoch"], Clock()
+    kept = partial(agreement, run, epoch, job.train.samples, job.labels.get(epoch), job.root)
+    metrics |= from_main(job.accelerator, kept)
     if epoch % config.eval_every == 0 or epoch == config.epochs:
         metrics |= epoch_scores(job, config, epoch)
         clock.lap("evaluate")

@@ -158,7 +158,7 @@ def epoch(config, patch, between=lambda criterion: None):
         between(job.criterion or made[-1])
         targets = torch.empty(8, dtype=torch.int64, device=CUDA)
         images = torch.empty(8, 3, config.height, config.width, device=CUDA)
-        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, torch.arange(8))
+        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, torch.arange(8, device=CUDA))
 
     patch.setattr(training, "epoch_features", lambda job, config, last: torch.empty_like(features))
     patch.setattr(training.Watch, "check", lambda self: None)  # these two read numbers, on purpose: test_loop.py
@@ -240,10 +240,11 @@ def test_an_epoch_of_every_regime_in_every_precision(monkeypatch, regime, precis
     all_on_cuda(*epoch(replace(TINY, precision=precision, **REGIMES[regime]), monkeypatch))
 
 
-def test_the_update_of_cluster_contrast_asks_its_one_question_and_mixes_nothing(monkeypatch):
-    """How often the busiest cluster comes is a question to the device (chapter 30); here the answer is 3."""
+@pytest.mark.parametrize("criterion", ["cluster_contrast", "spcl", "dsce", "ae"])
+def test_an_update_in_turn_asks_its_one_question_and_mixes_nothing(monkeypatch, criterion):
+    """How often the busiest row comes is a question to the device (chapter 30); here the answer is 3."""
     monkeypatch.setattr(memory, "int", lambda busiest: 3, raising=False)
-    all_on_cuda(*epoch(replace(TINY, criterion="cluster_contrast"), monkeypatch))
+    all_on_cuda(*epoch(replace(TINY, criterion=criterion), monkeypatch))
 
 
 def lose(what):

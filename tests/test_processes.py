@@ -161,7 +161,7 @@ LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each 
     ),  # without domain_norm no chunk of one process holds both domains
     "pretrain": (dict(source="market1501", adapt="pretrain"), 8),
     **{name: (dict(criterion=name), 8) for name in ("dcc", "spcl", "dsce", "cap", "o2cap", "triplet")},
-    **{name: (dict(criterion=name, clustering="single"), 8) for name in ("mmcl", "ssl")},
+    **{name: (dict(criterion=name, clustering="single"), 8) for name in ("mmcl", "ssl", "ae")},
     "iics": (dict(criterion="iics", clustering="alternating"), 8),
     "bottom up": (dict(criterion="cluster_contrast", clustering="bottom_up", merged=0.8), 8),
     "mean teacher": (dict(teacher="mean", teacher_momentum=0.5), 8),

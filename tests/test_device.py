@@ -156,9 +156,9 @@ def epoch(config, patch, between=lambda criterion: None):
 
     def batches(job, config, epoch, labels, rng, outliers=False):
         between(job.criterion or made[-1])
-        targets = torch.empty(8, dtype=torch.int64, device=CUDA)
+        targets, indices = torch.empty(8, dtype=torch.int64, device=CUDA), torch.arange(8, device=CUDA)
         images = torch.empty(8, 3, config.height, config.width, device=CUDA)
-        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, torch.arange(8, device=CUDA))
+        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, indices)
 
     patch.setattr(training, "epoch_features", lambda job, config, last: torch.empty_like(features))
     patch.setattr(training.Watch, "check", lambda self: None)  # these two read numbers, on purpose: test_loop.py

@@ -1,4 +1,4 @@
-"""AE: its code's values, a naive loop, known people beside crops that explore, refusals, runs with and without a source."""
+"""AE: its code's values, a naive loop, known people beside crops that explore, refusals, runs."""
 
 import math
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """Write tests/golden/ae.npz: what AE's code says of random features and a memory of crops.
 
-python tools/golden_ae.py AE, a clone of github.com/dyh127/Adaptive-Exploration-for-Unsupervised-Person-Re-Identification
-(read at commit a22657a). Its memory is an autograd function of an old style, which torch no longer calls; the backward
-pass that moves the rows runs here by itself.
+python tools/golden_ae.py AE, a clone of
+github.com/dyh127/Adaptive-Exploration-for-Unsupervised-Person-Re-Identification (read at commit a22657a). Its memory is
+an autograd function of an old style, which torch no longer calls; the backward pass that moves the rows runs by itself.
 """
 
 import sys

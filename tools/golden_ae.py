@@ -8,6 +8,7 @@ an autograd function of an old style, which torch no longer calls; the backward 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def main(ae):
             steps.append({key: value.clone() for key, value in values.items()})
         found |= {f"{name}_{key}": torch.stack([step[key] for step in steps]) for key in steps[0]}
     target = Path(__file__).resolve().parent.parent / "tests" / "golden" / "ae.npz"
-    np.savez_compressed(target, **{name: value.numpy() for name, value in found.items()})
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in found.items()}
+    np.savez_compressed(target, **arrays)
     print({name: value.shape for name, value in found.items()})
     print({name: (found[f"{name}_counts"].min(), found[f"{name}_counts"].max()) for name in CASES})
 

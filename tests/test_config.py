@@ -194,3 +194,18 @@ class TestBatchOptions:
 
     def test_accepted(self):
         assert batch_problems(BatchOptions()) == batch_problems(BatchOptions(p=1, k=2, flip=0, erase=1)) == []
+
+
+class TestLabelsThatNobodyReads:
+    """MMCL and SSL find their targets themselves: labels that they would not read are refused."""
+
+    @pytest.mark.parametrize("criterion", ["mmcl", "ssl"])
+    @pytest.mark.parametrize("given", [dict(labels="truth"), dict(labels="names.csv"), dict(source="synthetic")])
+    def test_they_are_refused_by_name(self, criterion, given):
+        with pytest.raises(ValueError, match=f"criterion '{criterion}' finds its targets itself and reads no label"):
+            replace(RECIPES["tiny"], criterion=criterion, **given)
+
+    @pytest.mark.parametrize("criterion", ["symmetric", "spcl", "hhcl", "cap"])
+    def test_others_read_them(self, criterion):
+        replace(RECIPES["tiny"], criterion=criterion, labels="truth")
+        replace(RECIPES["tiny"], criterion=criterion, source="synthetic")

@@ -215,7 +215,7 @@ def test_who_is_no_rival_gets_no_gradient():
 def test_cameras_of_clusters():
     found = cameras_of([0, 0, 1, -1, 2, 2], [7, 9, 9, 4, 7, 7])
     assert found.tolist() == [[0, 1, 1], [0, 0, 1], [0, 1, 0]], "cameras 4, 7, 9; outliers count for nothing"
-    with pytest.raises(ValueError, match="some are unknown"):
+    with pytest.raises(ValueError, match="have none"):
         cameras_of([0, 1], [1, None])
 
 

@@ -99,7 +99,7 @@ def test_cameras_may_be_unknown_without_links():
     x, train = crowd(100, 5)
     unknown = [sample._replace(camid=None) for sample in train]
     assert make_labeller(Settings(), unknown)(x, 1).max() == 4
-    with pytest.raises(ValueError, match="some are unknown"):
+    with pytest.raises(ValueError, match="have none"):
         make_labeller(Settings(camera_links=1.0), unknown)(x, 1)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/31_contrast.ipynb #2f98656b
 from .memory import ClusterMemory, DualMemory, batch_mean, blend, check_targets, choice_problems
+from ..labels.links import check_cameras
 from ..model.network import Output
 
 # %% ../../nbs/31_contrast.ipynb #2440918f
@@ -111,9 +112,7 @@ def camera_codes(
     instead: str,  # what to do without them
 ) -> Tensor:  # int64 (n,) on the CPU: cameras numbered 0, 1, ... in the order of their camids
     """Cameras as numbers without gaps. Raises ValueError if the camera of any crop is unknown."""
-    if camids is None or any(camid is None for camid in camids):
-        raise ValueError(f"{who} needs the camera of every crop, and some are unknown: {instead}")
-    return torch.tensor(list(camids)).unique(return_inverse=True)[1]
+    return torch.tensor(check_cameras(camids, who, instead)).unique(return_inverse=True)[1]
 
 
 def cameras_of(

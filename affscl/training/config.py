@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 # %% ../../nbs/50_config.ipynb #b9b67604
 from ..criteria.classifier import centre_problems
 from ..criteria.crossing import CrossingOptions
-from ..criteria.factory import LossOptions, centre_use_problems, loss_problems
+from ..criteria.factory import LossOptions, centre_use_problems, loss_problems, unread_problems
 from ..data.datasets import NAMES, DataOptions, data_problems
 from ..data.synthetic import WorldOptions, drawn_problems
 from ..labels.camera_map import CameraMapOptions
@@ -270,7 +270,7 @@ def training_problems(
     ]
     if config.labels not in ("clusters", "truth") and not config.labels.endswith(".csv"):
         problems.append(f"labels={config.labels!r}: choose one of clusters, truth, or a .csv file with names")
-    problems += team_problems(config)
+    problems += team_problems(config) + unread_problems(config)
     problems += _at_least(1, config, ("epochs", "iterations", "lr_step", "extract_batch", "eval_every"))
     problems += _at_least(0, config, ("seed", "weight_decay"))
     if not 0 < config.lr <= LARGEST_LR:

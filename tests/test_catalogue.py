@@ -8,7 +8,11 @@ from pretended import TINY, recipe_for
 
 from affscl.model.network import AFF_ALONE
 from affscl.studies.ablation import parse_ablate
+<<<<<<< HEAD
 from affscl.studies.catalogue import AE, MMT, STEPS, STUDIES
+=======
+from affscl.studies.catalogue import STEPS, STUDIES, brainstorming
+>>>>>>> dd866ee (MEB-Net: experts on several backbones, whose word counts by how well their clusters are apart; equal to its code)
 from affscl.studies.sweeps import plan
 from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
 
@@ -30,7 +34,11 @@ class TestStudies:
         }
         allowed = {
             "table2": {key for s in STUDIES["table2"].settings(TINY) for key in s.changes} | {"camera_map"},
+<<<<<<< HEAD
             "table3": source | {"camera_map", "teacher", *MMT, *AE},
+=======
+            "table3": source | {"camera_map", *brainstorming(TINY)},
+>>>>>>> dd866ee (MEB-Net: experts on several backbones, whose word counts by how well their clusters are apart; equal to its code)
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
@@ -98,6 +106,8 @@ class TestStudies:
         assert paper("msmt17", "market1501")["joint"] is None
         assert paper("dukemtmc", "market1501")["MMT, pre-trained"] == 71.2
         assert paper("market1501", "dukemtmc")["MMT, pre-trained"] == 65.1
+        assert paper("dukemtmc", "market1501")["MEB-Net, pre-trained"] == 76.0
+        assert paper("market1501", "dukemtmc")["MEB-Net, pre-trained"] == 66.1
         assert [(s.name, s.mAP) for s in STUDIES["table7"].settings(TINY)] == [
             ("baseline", 81.7),
             ("+ L", 86.8),
@@ -128,8 +138,29 @@ class TestStudies:
             False,
             "pretrain",
         )
+        experts = runs["MEB-Net, pre-trained"]
+        assert (experts.teacher, experts.crossing, experts.adapt) == ("brainstorming", False, "pretrain")
         with pytest.raises(ValueError, match="table3 sets teacher itself"):
             parse_ablate(["table3", "--source", "market1501", "--teacher", "mean"])
+
+    @pytest.mark.parametrize(
+        "recipe, changes, experts, weights",
+        [
+            ("tiny", {}, ("resnet18", "mobilenet_v2"), ("none", "none")),
+            ("tiny", {"weights": None, "backbone": "resnet18"}, ("mobilenet_v2", "resnet34"), ()),
+            ("small", {"weights": "imagenet"}, ("resnet18", "resnet34"), ()),
+            ("small", {"weights": "a.pth"}, ("resnet18", "resnet34"), ("none", "none")),
+            ("best", {}, ("resnet18", "resnet34"), ()),
+        ],
+    )
+    def test_table3_gives_meb_net_two_other_backbones(self, recipe, changes, experts, weights):
+        config = replace(RECIPES[recipe], source="synthetic", source_seed=1, **changes)
+        (run,) = [run.config for run in plan("table3", config, [1]) if run.setting == "MEB-Net, pre-trained"]
+        assert (run.experts, run.expert_weights, run.camera_map) == (experts, weights, False)
+
+    def test_table3_leaves_meb_net_out_where_the_network_is_not_aff(self):
+        config = replace(RECIPES["tiny"], source="synthetic", source_seed=1, network="hpm")
+        assert "MEB-Net, pre-trained" not in {run.setting for run in plan("table3", config, [1])}
 
     @pytest.mark.parametrize("words", ["--swapped", "--reduction 4", "--last-stride 2", "--pooling gem"])
     def test_table7_takes_options_of_aff(self, words):

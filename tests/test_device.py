@@ -7,6 +7,7 @@ the driver, so each parameter gets a gradient of its own shape, and the one back
 
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,10 +23,12 @@ from affscl.criteria.contrast import BALANCES, _BalancedL1
 from affscl.criteria.factory import CRITERIA, make_criterion
 from affscl.data.datasets import Sample
 from affscl.model import network as networks
+from affscl.model import team as teams
 from affscl.model.backbones import BACKBONES as DIMS
 from affscl.model.extraction import extract
 from affscl.model.network import AFF, NetworkOptions
 from affscl.model.norms import Groups
+from affscl.model.team import kept_network, make_team, trained_parameters, views_wanted
 from affscl.training import loop as training
 from affscl.training.config import RECIPES
 from affscl.training.loop import lasting_criterion
@@ -114,12 +117,12 @@ def moved(module, fake):
     return module
 
 
-def network(config, domains=1):
-    """The network of a run, as it is made on the CPU; all but the backbone is its own."""
+def network(config, domains=1, **own):
+    """A network of a run, as it is made on the CPU; all but the backbone is its own."""
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "make_backbone", little_backbone)
-        return AFF(domains=domains, camids=sorted(set(CAMERAS)), **options)
+        return AFF(domains=domains, camids=sorted(set(CAMERAS)), **options | own)
 
 
 def little_backbone(name, last_stride):
@@ -145,7 +148,9 @@ def epoch(config, patch, between=lambda criterion: None):
     """`train_epoch` with one batch on the pretended device; gives the network, the criterion and the optimizer."""
     domains = 2 if config.source else 1
     torch.manual_seed(0)
-    features, made = F.normalize(torch.randn(CROPS, DIMS[config.backbone])), []
+    model, made = make_team(config, partial(network, config, domains), weights=[]), []
+    experts = [student.dim for student in model.students] if config.experts else [DIMS[config.backbone]]
+    features = F.normalize(torch.randn(CROPS, sum(experts)))
     with Kept() as kept:
         make_criterion(config, features, LABELS, CAMERAS)
 
@@ -156,9 +161,16 @@ def epoch(config, patch, between=lambda criterion: None):
 
     def batches(job, config, epoch, labels, rng, outliers=False):
         between(job.criterion or made[-1])
+<<<<<<< HEAD
         targets, indices = torch.empty(8, dtype=torch.int64, device=CUDA), torch.arange(8, device=CUDA)
         images = torch.empty(8, 3, config.height, config.width, device=CUDA)
         yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, indices)
+=======
+        targets = torch.empty(8, dtype=torch.int64, device=CUDA)
+        views = [views_wanted(config)] * (views_wanted(config) > 1)
+        images = torch.empty(8, *views, 3, config.height, config.width, device=CUDA)
+        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, torch.arange(8))
+>>>>>>> dd866ee (MEB-Net: experts on several backbones, whose word counts by how well their clusters are apart; equal to its code)
 
     patch.setattr(training, "epoch_features", lambda job, config, last: torch.empty_like(features))
     patch.setattr(training.Watch, "check", lambda self: None)  # these two read numbers, on purpose: test_loop.py
@@ -168,11 +180,11 @@ def epoch(config, patch, between=lambda criterion: None):
     patch.setattr(
         training, "mean_losses", lambda job, config, sums: {"devices": {s.device.type for s in sums.values()}}
     )
-    model, lasting = network(config, domains), lasting_criterion(config, SAMPLES, features.shape[1], CPU)
+    lasting = lasting_criterion(config, SAMPLES, features.shape[1], CPU)
     with pretended_cuda(patch) as fake:
         model, lasting = moved(model, fake), lasting and moved(lasting, fake)
         modules = [module for module in (model, lasting) if module is not None]
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.Adam(trained_parameters(model), lr=config.lr, weight_decay=config.weight_decay)
         if lasting:
             optimizer.add_param_group({"params": list(lasting.parameters())})
         half = TYPES[config.precision]
@@ -180,7 +192,7 @@ def epoch(config, patch, between=lambda criterion: None):
         job = SimpleNamespace(
             accelerator=Pretended(*modules),
             model=Wrapped(model, cast),
-            network=model,
+            network=kept_network(model),
             trained=model,
             optimizer=optimizer,
             criterion=lasting,
@@ -245,6 +257,15 @@ def test_an_update_in_turn_asks_its_one_question_and_mixes_nothing(monkeypatch, 
     """How often the busiest row comes is a question to the device (chapter 30); here the answer is 3."""
     monkeypatch.setattr(memory, "int", lambda busiest: 3, raising=False)
     all_on_cuda(*epoch(replace(TINY, criterion=criterion), monkeypatch))
+
+
+@pytest.mark.parametrize("kind", ["mean", "mutual", "brainstorming"])
+def test_an_epoch_of_every_team_asks_one_number_and_mixes_nothing(monkeypatch, kind):
+    """How many steps the teachers have followed (chapter 18) is a number of the device; here the answer is 1."""
+    monkeypatch.setattr(teams, "int", lambda steps: 1, raising=False)
+    experts = ("resnet18", "resnet10") if kind == "brainstorming" else ()
+    criterion = "symmetric" if kind == "mean" else "cross_entropy_triplet"
+    all_on_cuda(*epoch(replace(TINY, teacher=kind, criterion=criterion, experts=experts), monkeypatch))
 
 
 def lose(what):

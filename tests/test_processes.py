@@ -148,6 +148,7 @@ class TestStopWhenAsked:
 
 MEMORIES = dict(p=4, k=4, iterations=3, epochs=3, k1=10, eps=0.7, lr=1e-4)
 SOURCE = dict(source="synthetic", world_ids=24, world_cams=3)
+EXPERTS = dict(experts=("resnet18",), expert_weights=("none",))
 LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each of two processes
     "best": (dict(camera_norm=True, mirror=True, camera_links=1.0, links_from=2, negatives="camera"), 8),
     "across cameras": (dict(camera_norm=True, camera_map=True, crossing=True), 8),
@@ -166,6 +167,7 @@ LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each 
     "bottom up": (dict(criterion="cluster_contrast", clustering="bottom_up", merged=0.8), 8),
     "mean teacher": (dict(teacher="mean", teacher_momentum=0.5), 8),
     "mutual": (dict(criterion="cross_entropy_triplet", teacher="mutual", label_smoothing=0.1), 8),
+    "brainstorming": (dict(criterion="cross_entropy_triplet", teacher="brainstorming") | EXPERTS, 8),
 }
 
 

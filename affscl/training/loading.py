@@ -236,9 +236,8 @@ def loading_problems(
             f"a batch of {size} crops{', half of them from the source,' * (groups - 1)} does not divide among"
             f" {processes} processes; choose p * k accordingly"
         )
-    need = (
-        config.workers * 2 * size // processes * 3 * config.height * config.width * 4
-    )  # two batches a worker, float32
+    pixels = views_wanted(config) * config.height * config.width
+    need = config.workers * 2 * size // processes * 3 * pixels * 4  # two batches a worker, float32
     if SHARED.is_dir() and need > shutil.disk_usage(SHARED).free:
         problems.append(
             f"workers={config.workers} keep up to {need / 1e6:,.0f} MB of batches in shared memory.{shared_memory()}"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -33,7 +33,7 @@ from ..labels.merging import clustering_of
 from ..labels.named import run_labeller
 from ..model.extraction import flushed_denormals, origins
 from ..model.network import AFF, NetworkOptions
-from ..model.team import NO_TEAM, Team, kept_network, make_team, teachers_follow, trained_parameters
+from ..model.team import Team, alone, kept_network, make_team, network_kinds, teachers_follow, trained_parameters
 from ..model.weights import write_tensors
 from ..scores.benchmark import can_score, logged_scores
 from ..scores.best import keep_best
@@ -152,10 +152,9 @@ def epoch_batches(
     batches = draw_batches(config, samples, labels, rng, accelerator.num_processes, outliers)
     share = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
     loader = train_loader(job.train, labels, batches, config, (config.seed, epoch), **share)
-    hidden = None if accelerator.is_main_process else True
-    for images, targets, indices in tqdm(loader, f"epoch {epoch}", leave=False, disable=hidden):
-        origin = 0 if domains is None else domains[indices], camids[indices]
-        images, targets, indices = (x.to(accelerator.device, non_blocking=True) for x in (images, targets, indices))
+    for batch in tqdm(loader, f"epoch {epoch}", leave=False, disable=None if accelerator.is_main_process else True):
+        origin = 0 if domains is None else domains[batch[2]], camids[batch[2]]
+        images, targets, indices = (part.to(accelerator.device, non_blocking=True) for part in batch)
         yield (images, *origin), (targets, indices)
 
 # %% ../../nbs/55_loop.ipynb #c9c9261f
@@ -195,8 +194,9 @@ def run_epochs(
 ) -> Result:
     """The epochs of a run that are not finished yet, in its folder."""
     state = state_to_continue(config, run) if resume else None
-    weights = pretrain(config, run) if config.adapt == "pretrain" and not state else config.weights
-    job, history = continued(config, run, state) if state else started(config, run, weights)
+    first, kinds = config.adapt == "pretrain" and not state, enumerate(network_kinds(config))
+    weights = [pretrain(config, run, i) if first else own["weights"] for i, own in kinds]
+    job, history = continued(config, run, state) if state else started(config, run, *weights)
     say, done = partial(job.accelerator.print, flush=True), history[-1]["epoch"]
     say(
         f"{'Continuing' if state else 'Training'} in {run} on {device_name(job.accelerator.device)}:"
@@ -225,15 +225,15 @@ def run_epochs(
 def pretrain(
     config: Config,  # every setting, adapt="pretrain"
     run: Path,  # the whole run's folder
+    i: int = 0,  # which kind of network of a team
 ) -> str:  # the file of the weights that it ends with
-    """Train on the source alone, in the folder `source` of the run, or go on with that where it was interrupted."""
-    folder = run / "source"
+    """Train on the source alone, in a folder `source` of the run, or go on with that where it was interrupted."""
+    folder = run / f"source{i + 1 if i else ''}"
     begun = from_main(make_accelerator(config), lambda: (folder / "config.json").exists())  # before anybody makes it
     try:
-        train(replace(config, adapt="source", camera_map=False, **NO_TEAM), **{"resume" if begun else "out": folder})
+        train(replace(alone(config, i), adapt="source", camera_map=False), **{"resume" if begun else "out": folder})
     except KeyboardInterrupt:
-        if PartialState().is_main_process:
-            print(f"That was the source; the whole run goes on with: affscl-train --resume {run}", flush=True)
+        make_accelerator(config).print(f"That was the source; the whole run goes on with: affscl-train --resume {run}")
         raise
     return str(folder / "model.safetensors")
 
@@ -272,7 +272,7 @@ class Job(NamedTuple):
 # %% ../../nbs/55_loop.ipynb #f2147351
 def prepare(
     config: Config,  # every setting
-    weights: str | None = None,  # what the network starts from; a resumed run has its own
+    *weights: str | None,  # what each kind of network of a team starts from; a resumed run has its own
 ) -> Job:
     """Build what the loop needs: data first, so that a wrong path or a broken crop is told before anything else."""
     accelerator = make_accelerator(config)
@@ -290,8 +290,8 @@ def prepare(
     options = {field.name: getattr(config, field.name) for field in fields(NetworkOptions)}
     domains = 2 if is_joint(config) and config.domain_norm else 1
     cameras = dict(sorted({s.camid: s.camera for s in data.train if s.camid is not None}.items()))
-    make = partial(AFF, domains=domains, camids=cameras, **options | {"weights": weights})
-    model = make_team(config, make, accelerator.num_processes).to(memory_format=torch.channels_last)
+    make = partial(AFF, domains=domains, camids=cameras, **options)
+    model = make_team(config, make, accelerator.num_processes, weights).to(memory_format=torch.channels_last)
     criterion = lasting_criterion(config, data.train, kept_network(model).dim, accelerator.device)
     optimizer = torch.optim.Adam(trained_parameters(model), lr=config.lr, weight_decay=config.weight_decay)
     if criterion:
@@ -304,13 +304,13 @@ def prepare(
 def started(
     config: Config,  # every setting
     run: Path,  # the run's folder
-    weights: str | None,  # what the network starts from; None: random numbers
+    *weights: str | None,  # what each kind of network of a team starts from; None: random numbers
 ) -> tuple[Job, list[dict]]:
     """The parts of a new run, and its history: the score before training."""
-    if not weights:
-        warn_without_weights(config)
+    for own in (own for own, file in zip(network_kinds(config), weights, strict=True) if not file):
+        warn_without_weights(replace(config, **own))
     precision, why = settled_precision(config)
-    job = prepare(replace(config, precision=precision), weights)
+    job = prepare(replace(config, precision=precision), *weights)
     if why:
         job.accelerator.print(why)
     choice = {"precision": precision} if why else {}

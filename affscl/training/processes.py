@@ -118,10 +118,10 @@ def extract_shared(
     store: ImageStore,  # crops
     batch_size: int,  # crops in a forward pass
 ) -> Tensor:  # (n, d) unit rows, float32, on the CPU, the same in every process
-    """Features of all crops, of a team the mean of its teachers' (chapter 18); each process computes its share."""
+    """Features of all crops, of a team those of its teachers together (chapter 18); each process computes its share."""
     if isinstance(network, Team):
         found = [extract_shared(accelerator, teacher, store, batch_size) for teacher in labelling_networks(network)]
-        return found[0] if len(found) == 1 else nn.functional.normalize(torch.stack(found).sum(0))
+        return network.together(found)
     if accelerator.num_processes == 1:
         return extract(network, store, batch_size=batch_size, progress=True)
     share = np.array_split(np.arange(len(store)), accelerator.num_processes)[accelerator.process_index]

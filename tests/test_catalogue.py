@@ -8,11 +8,7 @@ from pretended import TINY, recipe_for
 
 from affscl.model.network import AFF_ALONE
 from affscl.studies.ablation import parse_ablate
-<<<<<<< HEAD
-from affscl.studies.catalogue import AE, MMT, STEPS, STUDIES
-=======
-from affscl.studies.catalogue import STEPS, STUDIES, brainstorming
->>>>>>> dd866ee (MEB-Net: experts on several backbones, whose word counts by how well their clusters are apart; equal to its code)
+from affscl.studies.catalogue import AE, STEPS, STUDIES, brainstorming
 from affscl.studies.sweeps import plan
 from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
 
@@ -34,11 +30,7 @@ class TestStudies:
         }
         allowed = {
             "table2": {key for s in STUDIES["table2"].settings(TINY) for key in s.changes} | {"camera_map"},
-<<<<<<< HEAD
-            "table3": source | {"camera_map", "teacher", *MMT, *AE},
-=======
-            "table3": source | {"camera_map", *brainstorming(TINY)},
->>>>>>> dd866ee (MEB-Net: experts on several backbones, whose word counts by how well their clusters are apart; equal to its code)
+            "table3": source | {"camera_map", *brainstorming(TINY), *AE},
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},

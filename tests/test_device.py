@@ -161,16 +161,10 @@ def epoch(config, patch, between=lambda criterion: None):
 
     def batches(job, config, epoch, labels, rng, outliers=False):
         between(job.criterion or made[-1])
-<<<<<<< HEAD
         targets, indices = torch.empty(8, dtype=torch.int64, device=CUDA), torch.arange(8, device=CUDA)
-        images = torch.empty(8, 3, config.height, config.width, device=CUDA)
-        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, indices)
-=======
-        targets = torch.empty(8, dtype=torch.int64, device=CUDA)
         views = [views_wanted(config)] * (views_wanted(config) > 1)
         images = torch.empty(8, *views, 3, config.height, config.width, device=CUDA)
-        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, torch.arange(8))
->>>>>>> dd866ee (MEB-Net: experts on several backbones, whose word counts by how well their clusters are apart; equal to its code)
+        yield (images, torch.arange(8) // (8 // domains), torch.tensor(CAMERAS[:8])), (targets, indices)
 
     patch.setattr(training, "epoch_features", lambda job, config, last: torch.empty_like(features))
     patch.setattr(training.Watch, "check", lambda self: None)  # these two read numbers, on purpose: test_loop.py

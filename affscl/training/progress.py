@@ -147,7 +147,8 @@ def warn_without_weights(
     if config.dataset != "synthetic" and not config.weights:
         warnings.warn(
             f"{config.recipe}: {config.backbone} starts from RANDOM weights, from which clusters rarely form. The paper"
-            " starts from ImageNet's: use --weights imagenet (torchvision downloads them once) or --weights FILE",
+            " starts from ImageNet's: use --weights imagenet (torchvision downloads them once) or --weights FILE (of an"
+            " expert: --expert-weights)",
             stacklevel=2,
         )
 

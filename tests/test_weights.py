@@ -211,6 +211,18 @@ def test_wrappers(wrap, theirs, tmp_path):
     assert len(loaded.matched) == len(theirs) and not loaded.missing and not loaded.unexpected
 
 
+def test_a_safetensors_file_is_known_whatever_the_length_of_its_header(tmp_path):
+    """The file begins with that length, whose first byte may be what a pickle begins with, 0x80, or a zip, P."""
+    path, value, firsts = tmp_path / "a.bin", torch.arange(3.0), set()
+    for length in range(0, 256, 8):
+        save_file({"x": value}, path, metadata={"note": "n" * length})
+        firsts.add(path.read_bytes()[0])
+        assert torch.equal(read_weights(path)["x"], value)
+    assert firsts >= {0x80, ord("P")}
+    torch.save({"x": value}, path, _use_new_zipfile_serialization=False)
+    assert path.read_bytes()[0] == 0x80 and torch.equal(read_weights(path)["x"], value)
+
+
 def test_another_projects_neck_and_classifier_are_told(theirs, tmp_path):
     state = {f"base.{key}": value for key, value in theirs.items() if "layer4.0" not in key}
     state |= {"bottleneck.weight": torch.ones(9), "classifier.weight": torch.ones(9, 5), "neck.weight": torch.ones(3)}

@@ -69,7 +69,7 @@ def loaded_file(
     """Read a file of weights, whatever its suffix, without running any code in it; errors as the readers raise them."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[8:] == b"{" and start[:1] != b"\x80":  # a length, then JSON
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:  # a length, then JSON of it
         return load_file(path)
     if not start.startswith((b"PK", b"\x80")):
         raise ValueError("it is empty" if not start else f"it begins with {start!r}, as no file of weights does")

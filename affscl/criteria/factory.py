@@ -36,12 +36,13 @@ from affscl.criteria.contrast import (
 )
 from .hybrid import HybridContrast, HybridMemory
 from .memory import ClusterMemory, DualMemory, choice_problems, hardest_samples, memory_problems
-from .mutual import MutualTeaching
+from .mutual import MutualTeaching, authorities
 from .proxies import ProxyContrast, ProxyMemory
 from .several import Exploring, LastMemory, MultiLabel, Softened, softened_targets
 from ..data.datasets import Sample
 from ..labels.clustering import centroids
 from ..labels.labellers import own_classes, true_labels
+from ..model.backbones import BACKBONES
 from ..model.stripes import pieces
 
 # %% ../../nbs/39_factory.ipynb #99049a84
@@ -112,16 +113,22 @@ def loss_problems(
 
 # %% ../../nbs/39_factory.ipynb #c059ed42
 def classifier_criterion(
-    options: Any,  # a `LossOptions`, or a `Config`, which may ask for a pair of networks (chapter 18)
-    centres: Tensor,  # (K, d) unit rows
+    options: Any,  # a `LossOptions`, or a `Config`, which may ask for several networks (chapter 18)
+    features: Tensor,  # (n, d) unit rows, all training crops; of experts, those of each side by side
+    labels: Tensor | np.ndarray,  # (n,) pseudo labels
     cameras: Tensor | None = None,  # (K, C) which cameras each cluster holds, for IICS
 ) -> Criterion:
-    """The criterion with a classifier that starts at the clusters' centres, for one network or for a pair."""
+    """The criterion with a classifier that starts at the clusters' centres, for one network, a pair, or experts."""
+    centres = centroids(features, labels)
     if cameras is not None:
         return CameraClassifier(centres, cameras, options.temperature, options.margin)
-    numbers = options.temperature, options.label_smoothing
-    if getattr(options, "teacher", "off") == "mutual":
+    numbers, teacher = (options.temperature, options.label_smoothing), getattr(options, "teacher", "off")
+    if teacher == "mutual":
         return MutualTeaching(centres, *numbers, (options.soft_entropy, options.soft_triplet))
+    if teacher == "brainstorming":
+        widths = [BACKBONES[name] for name in (options.backbone, *options.experts)]
+        shares, own = (options.soft_entropy, options.soft_triplet), features.split(widths, 1)
+        return MutualTeaching(centres.split(widths, 1), *numbers, shares, authorities(own, labels))
     return CrossEntropyTriplet(centres, *numbers, options.margin)
 
 # %% ../../nbs/39_factory.ipynb #61bb07df
@@ -164,13 +171,13 @@ def make_criterion(
         return crop_criterion(options, features, labels, camids)
     if name in PROXIES:
         return ProxyContrast(ProxyMemory(features, torch.as_tensor(labels), camids, **rates), online=name == "o2cap")
+    cameras = cameras_of(labels, camids, features.device) if name == "iics" or options.negatives == "camera" else None
+    if name in ("cross_entropy_triplet", "iics"):
+        return classifier_criterion(options, features, labels, cameras)
     centres = centroids(features, labels)
     if name == "dcc":
         means, last = (ClusterMemory(centres, rule, **rates) for rule in ("mean", "sequential"))
         return DualContrast(means, last, 0 if options.balance == "off" else 0.5)
-    cameras = cameras_of(labels, camids, features.device) if name == "iics" or options.negatives == "camera" else None
-    if name in ("cross_entropy_triplet", "iics"):
-        return classifier_criterion(options, centres, cameras)
     if name in ONE_MEMORY:
         return SingleContrast(ClusterMemory(centres, ONE_MEMORY[name], **rates), cameras)
     hard = hardest_samples(features, labels, centres) if options.hard_start == "hardest" else None

@@ -12,6 +12,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def main(clone):
     torch.manual_seed(20262)
     targets = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4])
     widths, count, classes = (16, 10, 12), len(targets), 5
-    found = {"targets": targets}
+    found: dict[str, Any] = {"targets": targets}
     for i, d in enumerate(widths):
         for name, rows in (("pooled", count), ("neck", count), ("rows", classes)):
             found[f"{name}{i}"] = torch.randn(rows, d, dtype=torch.float64).requires_grad_()
@@ -89,7 +90,9 @@ def main(clone):
     found |= {name: meter.val for name, meter in zip(names, Meter.made[2:6], strict=True)}
     found |= {"labels": labels, "scatters": scatters, "authority": learner.scatter * 3}
     grads = {f"{name}_grad": x.grad for name, x in found.items() if isinstance(x, torch.Tensor) and x.requires_grad}
-    kept = {name: x.detach().numpy() if isinstance(x, torch.Tensor) else x for name, x in (found | grads).items()}
+    kept: dict[str, Any] = {}
+    for name, x in (found | grads).items():
+        kept[name] = x.detach().numpy() if isinstance(x, torch.Tensor) else x
     np.savez_compressed(OUT, **kept)
     print({name: kept[name] for name in (*names, "scatters", "authority")})
 

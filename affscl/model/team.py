@@ -157,7 +157,7 @@ def kept_network(
 def labelling_networks(
     model: AFF | Team,
 ) -> list[AFF]:
-    """The networks whose features, averaged, are clustered: of a team, all teachers."""
+    """The networks whose features are clustered together: of a team, all teachers."""
     return list(model.teachers) if isinstance(model, Team) else [model]  # type: ignore[arg-type]
 
 # %% ../../nbs/18_team.ipynb #dae7fe28

@@ -1,8 +1,11 @@
 """The table, the picture and the command `affscl-ablate`."""
 
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from pretended import TINY, pretend, recipe_for
 from affscl.studies import ablation
 from affscl.studies.ablation import ablate_command, draw, markdown_table, parse_ablate
 from affscl.studies.catalogue import STUDIES
-from affscl.studies.sweeps import COLUMNS, read_results, run_study, study_path
+from affscl.studies.sweeps import COLUMNS, plan, read_results, run_study, study_path
 from affscl.training.config import RECIPES
 
 SMALL = [
@@ -152,3 +155,23 @@ def test_importing_starts_nothing():
         text=True,
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results" / "README.md"
+DOCUMENTED = re.findall(r"`(?:OMP_NUM_THREADS=1 )?affscl-ablate ([^`]*)`", RESULTS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("words", [words for words in DOCUMENTED if "STUDY" not in words and "..." not in words])
+def test_the_commands_of_the_committed_results_are_accepted(words):
+    arguments, config = parse_ablate(shlex.split(words))
+    assert arguments.study in STUDIES and config.k1 in (30, 10, 8, "auto")
+
+
+def test_what_best_sets_for_itself_its_rivals_may_be_told():
+    runs = plan("cameras", parse_ablate(["cameras", "--recipe", "small", "--k1", "30"])[1], [1])
+    assert {run.setting: run.config.k1 for run in runs if "best" not in run.setting} == dict.fromkeys(
+        ("AFF_SCL, both", "Cluster Contrast, both", "HHCL, both"), 30
+    )
+    assert {run.config.k1 for run in runs if "best" in run.setting} == {10, "auto"}
+    with pytest.raises(ValueError, match="cameras sets lr itself"):
+        parse_ablate(["cameras", "--recipe", "small", "--lr", "0.001"])

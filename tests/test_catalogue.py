@@ -8,7 +8,7 @@ from pretended import TINY, recipe_for
 
 from affscl.model.network import AFF_ALONE
 from affscl.studies.ablation import parse_ablate
-from affscl.studies.catalogue import AE, STEPS, STUDIES, brainstorming
+from affscl.studies.catalogue import AE, SSG, STEPS, STUDIES, brainstorming
 from affscl.studies.sweeps import plan
 from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
 
@@ -30,7 +30,7 @@ class TestStudies:
         }
         allowed = {
             "table2": {key for s in STUDIES["table2"].settings(TINY) for key in s.changes} | {"camera_map"},
-            "table3": source | {"camera_map", *brainstorming(TINY), *AE},
+            "table3": source | {"camera_map", *brainstorming(TINY), *AE, *SSG},
             "table7": supervised,
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},

@@ -206,7 +206,9 @@ class TestRun:
 
     @pytest.mark.parametrize("criterion", ["mean", "hard", "cluster_contrast", "hhcl", "cross_entropy_triplet", *FIELD])
     def test_every_criterion_runs_in_the_one_loop(self, short, tmp_path, criterion):
-        history = train(replace(short, criterion=criterion, iterations=1, eval_every=9), tmp_path / "run").history
+        with_pieces = dict(network="ssg", fusion="multiply") if criterion == "ssg" else {}
+        config = replace(short, criterion=criterion, iterations=1, eval_every=9, **with_pieces)
+        history = train(config, tmp_path / "run").history
         assert [np.isfinite(row["loss"]) for row in history[1:]] == [True, True]
 
     def test_true_labels_are_an_upper_bound_that_must_be_known(self, short, tmp_path, monkeypatch):

@@ -164,6 +164,7 @@ LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each 
     **{name: (dict(criterion=name), 8) for name in ("dcc", "spcl", "dsce", "cap", "o2cap", "triplet")},
     **{name: (dict(criterion=name, clustering="single"), 8) for name in ("mmcl", "ssl", "ae")},
     "iics": (dict(criterion="iics", clustering="alternating"), 8),
+    "ssg": (dict(criterion="ssg", network="ssg", fusion="multiply"), 8),
     "bottom up": (dict(criterion="cluster_contrast", clustering="bottom_up", merged=0.8), 8),
     "mean teacher": (dict(teacher="mean", teacher_momentum=0.5), 8),
     "mutual": (dict(criterion="cross_entropy_triplet", teacher="mutual", label_smoothing=0.1), 8),

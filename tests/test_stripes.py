@@ -17,8 +17,8 @@ from affscl.model.network import AFF, NetworkOptions, Output, load_model, networ
 from affscl.model.stripes import REDUCED, HighOrder, Stripes, pieces
 from affscl.scores.gradcam import grad_cam
 
-OTHERS = ("mgn", "hpm", "mhn")
-options = dict(mgn=dict(network="mgn"), hpm=dict(network="hpm"), mhn=dict(network="mhn", orders=3))
+OTHERS = ("mgn", "hpm", "mhn", "ssg")
+options = {name: dict(network=name) for name in OTHERS} | {"mhn": dict(network="mhn", orders=3)}
 
 
 def network(name, **more):
@@ -30,8 +30,8 @@ def test_features_have_a_piece_for_each_stripe(name):
     model, x = network(name).eval(), images(4, 96, 48)
     output = model(x)
     count, whole = pieces(model.options)
-    assert model.dim == output.pooled.shape[1] == count * REDUCED
-    assert (count, whole) == {"mgn": (8, 3), "hpm": (15, 1), "mhn": (9, 0)}[name]
+    assert model.dim == output.pooled.shape[1] == count * (256 if name == "ssg" else REDUCED)  # resnet10 has 256
+    assert (count, whole) == {"mgn": (8, 3), "hpm": (15, 1), "mhn": (9, 0), "ssg": (3, 1)}[name]
     torch.testing.assert_close(output.unit.norm(dim=1), torch.ones(4))
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(model(x[order]).unit, output.unit[order], rtol=1e-4, atol=1e-5)
@@ -54,6 +54,14 @@ def test_a_stripe_reads_its_lines_alone():
     before, after = (model.pool(m).unflatten(1, (15, REDUCED))[0] for m in (maps, below))
     same = [i for i in range(15) if torch.equal(before[i], after[i])]
     assert same == [1, 3, 4, 7, 8, 9, 10]  # the upper half; the upper two quarters; the upper four eighths
+
+
+def test_the_pieces_of_ssg_are_a_whole_and_its_halves():
+    model, x = network("ssg").eval(), images(3, 96, 48)
+    maps, (whole, upper, lower) = model.feature_maps(x), model(x).pooled.chunk(3, 1)
+    assert maps.shape[2] % 2 == 0
+    torch.testing.assert_close((upper + lower) / 2, whole)
+    torch.testing.assert_close(upper, maps[:, :, : maps.shape[2] // 2].mean((2, 3)))
 
 
 @pytest.mark.parametrize("height, width", [(64, 32), (70, 40), (96, 48)])
@@ -126,7 +134,7 @@ def test_chunks_and_domains_are_batches_of_their_own(name):
 @pytest.mark.parametrize(
     "wrong, told",
     [
-        (dict(network="pcb"), "unknown network 'pcb': choose one of aff, mgn, hpm, mhn"),
+        (dict(network="pcb"), "unknown network 'pcb': choose one of aff, mgn, hpm, mhn, ssg"),
         (dict(network="mgn", backbone="mobilenet_v2"), "backbone='mobilenet_v2' is none: choose one of resnet10"),
         (dict(network="mhn", backbone="mobilenet_v2"), "network='mhn' is built inside a ResNet"),
         (dict(network="mgn", last_stride=2), "last_stride=2 contradicts network='mgn'"),
@@ -146,7 +154,10 @@ def test_what_contradicts_is_refused_by_name(wrong, told):
         AFF(**wrong)
 
 
-@pytest.mark.parametrize("fine", [dict(network="hpm", backbone="mobilenet_v2"), dict(network="hpm", last_stride=2)])
+@pytest.mark.parametrize(
+    "fine",
+    [dict(network=n, **more) for n in ("hpm", "ssg") for more in (dict(backbone="mobilenet_v2"), dict(last_stride=2))],
+)
 def test_what_goes_together(fine):
     assert network_problems(NetworkOptions(**fine)) == []
 

@@ -46,7 +46,7 @@ class NetworkOptions:
     camera_norm: bool = False  # the neck's statistics are each camera's own; uses camera ids, in training and after
     mirror: bool = False  # extracted features are means over a crop and its mirror image, at twice the cost
     bn_chunk: int | None = None  # BatchNorm statistics per so many images; none: the whole batch
-    network: str = "aff"  # aff, or another to compare it with: mgn, hpm or mhn (chapter 17)
+    network: str = "aff"  # aff, or another to compare it with: mgn, hpm, mhn or ssg (chapter 17)
     orders: int = 6  # mhn: attention of orders 1 to so many, each with a feature of its own
 
 # %% ../../nbs/14_network.ipynb #948cecd3
@@ -57,7 +57,7 @@ CHOICES = dict(
     fusion=FUSIONS,
     parts=("both", "global", "local", "none"),
     last_stride=(1, 2),
-    network=("aff", "mgn", "hpm", "mhn"),
+    network=("aff", "mgn", "hpm", "mhn", "ssg"),
 )
 FIXED_BY_TABLE8 = ("pooling", "reduction", "attention_relu", "fusion", "swapped", "parts")
 USELESS_WITHOUT_PARTS = ("reduction", "attention_relu", "fusion", "swapped")
@@ -104,7 +104,7 @@ def _other_problems(options: NetworkOptions) -> list[str]:  # empty: no problem
     problems = _contradictions(options, AFF_ALONE, f"{name}, which has no AFF in it")
     if options.network == "mgn":
         problems += _contradictions(options, ["last_stride"], f"{name}, whose branches have strides of their own")
-    if options.network != "hpm" and backbone in BACKBONES and not backbone.startswith("resnet"):
+    if options.network in ("mgn", "mhn") and backbone in BACKBONES and not backbone.startswith("resnet"):
         known = ", ".join(known for known in BACKBONES if known.startswith("resnet"))
         problems.append(f"{name} is built inside a ResNet, and backbone={backbone!r} is none: choose one of {known}")
     if options.network == "mhn" and options.orders < 1:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'FIELD', 'PROXIES', 'BY_CAMERA', 'TWO_MEMORIES', 'ONE_MEMORY', 'HAVE', 'OF_CROPS', 'LABEL_FREE',
-           'LossOptions', 'loss_problems', 'classifier_criterion', 'crop_criterion', 'make_criterion', 'is_supervised',
-           'centre_use_problems', 'unread_problems', 'require_cameras', 'lasting_criterion']
+           'LossOptions', 'loss_problems', 'classifier_criterion', 'crop_criterion', 'piece_criterion',
+           'make_criterion', 'is_supervised', 'centre_use_problems', 'unread_problems', 'require_cameras',
+           'lasting_criterion']
 
 # %% ../../nbs/39_factory.ipynb #fba8158f
 from collections.abc import Sequence
@@ -37,17 +38,19 @@ from affscl.criteria.contrast import (
 from .hybrid import HybridContrast, HybridMemory
 from .memory import ClusterMemory, DualMemory, choice_problems, hardest_samples, memory_problems
 from .mutual import MutualTeaching, authorities
+from .pieces import PieceTriplets, piece_labels
 from .proxies import ProxyContrast, ProxyMemory
 from .several import Exploring, LastMemory, MultiLabel, Softened, softened_targets
 from ..data.datasets import Sample
-from ..labels.clustering import centroids
+from ..data.domains import SOURCE
+from ..labels.clustering import ClusterOptions, centroids, pseudo_labels
 from ..labels.labellers import own_classes, true_labels
 from ..model.backbones import BACKBONES
 from ..model.stripes import pieces
 
 # %% ../../nbs/39_factory.ipynb #99049a84
 CRITERIA = "symmetric", "mean", "hard", "cluster_contrast", "cluster_contrast_hard", "hhcl", "cross_entropy_triplet"
-FIELD = "dcc", "spcl", "dsce", "cap", "o2cap", "triplet", "mmcl", "ssl", "ae", "iics"  # chapters 31, 32, 35 to 38
+FIELD = "dcc", "spcl", "dsce", "cap", "o2cap", "triplet", "mmcl", "ssl", "ae", "iics", "ssg"  # chapters 31 to 38
 PROXIES = "cap", "o2cap"  # a row for each cluster and camera
 BY_CAMERA = *PROXIES, "ssl", "iics"  # those that must know the crops' cameras
 
@@ -67,12 +70,12 @@ class LossOptions:
     normalise_mean: bool = False  # scale the batch mean to length one before it enters the mean memory
     negatives: str = "all"  # rivals in InfoNCE: all other clusters, or those of the same camera
     label_smoothing: float = 0.0  # cross_entropy_triplet: share of the target spread over all clusters
-    margin: float = 0.3  # cross_entropy_triplet, triplet, iics: margin of the triplet loss
+    margin: float = 0.3  # cross_entropy_triplet, triplet, iics, ssg: margin of the triplet loss
 
 # %% ../../nbs/39_factory.ipynb #439acdb0
 TWO_MEMORIES = "symmetric", "mean", "hard", "hhcl"
 ONE_MEMORY = {"cluster_contrast": "sequential", "cluster_contrast_hard": "hard"}  # criterion: rule of its memory
-HAVE = {"cross_entropy_triplet": "none", "triplet": "none", "iics": "none", "dcc": "another pair"}
+HAVE = {"dcc": "another pair"} | dict.fromkeys(("cross_entropy_triplet", "triplet", "iics", "ssg"), "none")
 _FOR_TWO = "balance", "hard_reference", "hard_start", "normalise_mean"
 
 
@@ -151,12 +154,32 @@ def crop_criterion(
 
 OF_CROPS = "spcl", "dsce", "mmcl", "ssl", "ae"
 
+
+def piece_criterion(
+    options: Any,  # a `LossOptions`, with one piece, or a `Config`
+    features: Tensor,  # (n, d) unit rows, all training crops
+    labels: Tensor | np.ndarray,  # (n,) labels 0..K-1, -1 for an outlier
+    domains: Sequence[int] | None = None,  # (n,) of each crop; None: the target
+) -> PieceTriplets:
+    """SSG: true labels where they are known, of a source or because they were asked for; else each piece's clusters."""
+    settings = [getattr(options, name, getattr(ClusterOptions, name)) for name in _CLUSTERED]
+    labels = torch.as_tensor(labels).cpu()
+    of_source = torch.zeros(len(labels), dtype=torch.bool) if domains is None else torch.tensor(domains) == SOURCE
+    known = labels.where(of_source | (getattr(options, "labels", "clusters") == "truth"), -1)
+    count = pieces(options)[0] if hasattr(options, "network") else 1
+    own = piece_labels(features, count, lambda rows: pseudo_labels(rows, *settings), known)
+    return PieceTriplets(own, options.margin)
+
+
+_CLUSTERED = "eps", "min_samples", "k1", "k2", "search"  # the arguments of `pseudo_labels`
+
 # %% ../../nbs/39_factory.ipynb #46dc1986
 def make_criterion(
     options: LossOptions,
     features: Tensor,  # (n, d) unit rows, all training crops
     labels: Tensor | np.ndarray,  # (n,) pseudo labels 0..K-1, -1 for an outlier
     camids: Sequence[int | None] | None = None,  # (n,) camera of each crop, for those that ask for cameras
+    domains: Sequence[int] | None = None,  # (n,) domain of each crop, for SSG; None: all are of the target
 ) -> Criterion:  # criterion(output, targets, indices) -> parts; .update(the same); .parameters()
     """A fresh criterion for an epoch: memories or classifier start from the clusters, on the features' device.
 
@@ -169,6 +192,8 @@ def make_criterion(
         return BatchHard(options.margin)
     if name in OF_CROPS:
         return crop_criterion(options, features, labels, camids)
+    if name == "ssg":
+        return piece_criterion(options, features, labels, domains)
     if name in PROXIES:
         return ProxyContrast(ProxyMemory(features, torch.as_tensor(labels), camids, **rates), online=name == "o2cap")
     cameras = cameras_of(labels, camids, features.device) if name == "iics" or options.negatives == "camera" else None

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..criteria.classifier import centre_problems
 from ..criteria.crossing import CrossingOptions
 from ..criteria.factory import LossOptions, centre_use_problems, loss_problems, unread_problems
+from ..criteria.pieces import piece_problems
 from ..data.datasets import NAMES, DataOptions, data_problems
 from ..data.synthetic import WorldOptions, drawn_problems
 from ..labels.camera_map import CameraMapOptions
@@ -123,6 +124,7 @@ class Config(
             *network_problems(self),
             *loss_problems(self),
             *centre_use_problems(self),
+            *piece_problems(self),
             *cluster_problems(self),
             *batch_problems(self),
             *adaptation_problems(self),

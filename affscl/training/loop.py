@@ -95,8 +95,8 @@ def train_epoch(
     quality = report(labels, crops, replace(config, **chosen), None if job.query else features) | chosen
     job.labels[epoch] = labels
     clock.lap("label")
-    cameras = [crop.camid for crop in crops]
-    criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras)
+    cameras, domains = [crop.camid for crop in crops], [crop.domain for crop in crops]
+    criterion = job.criterion or make_criterion(config, features.to(job.accelerator.device), labels, cameras, domains)
     set_parameters(job.optimizer, criterion, config, epoch)
     sums: dict[str, Tensor] = {}
     neck = kept_network(job.trained, learning=True).neck if config.crossing else None

@@ -230,7 +230,7 @@ def make_accelerator(
     alone = "WORLD_SIZE" not in os.environ  # no launcher for several processes
     AcceleratorState._reset_state(reset_partial_state=alone)  # another run of this program may have set it
     precision = "no" if config.precision == "auto" else config.precision  # auto is settled by `choose_precision`
-    idle = config.criterion == "triplet"  # it reads features before the neck, whose scales then learn nothing
+    idle = config.criterion in ("triplet", "ssg")  # they read features before the neck, whose scales learn nothing
     own = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=idle)  # see `shared_statistics`
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=precision, kwargs_handlers=[own])
     if config.device not in ("auto", accelerator.device.type):

@@ -124,7 +124,6 @@ class Config(
             *network_problems(self),
             *loss_problems(self),
             *centre_use_problems(self),
-            *piece_problems(self),
             *cluster_problems(self),
             *batch_problems(self),
             *adaptation_problems(self),
@@ -272,7 +271,7 @@ def training_problems(
     ]
     if config.labels not in ("clusters", "truth") and not config.labels.endswith(".csv"):
         problems.append(f"labels={config.labels!r}: choose one of clusters, truth, or a .csv file with names")
-    problems += team_problems(config) + unread_problems(config)
+    problems += team_problems(config) + unread_problems(config) + piece_problems(config)
     problems += _at_least(1, config, ("epochs", "iterations", "lr_step", "extract_batch", "eval_every"))
     problems += _at_least(0, config, ("seed", "weight_decay"))
     if not 0 < config.lr <= LARGEST_LR:

@@ -160,7 +160,8 @@ def test_loops_over_samples_are_noticed():
 
 
 # What may ask for a number: checks of a start, made once an epoch; and those who are no part of the step.
-ONCE = {"memory_rows", "check_targets", "blend_in_turn", "make_criterion", "cameras_of", "__init__"}
+ONCE = {"memory_rows", "check_targets", "blend_in_turn", "cameras_of", "__init__"}
+ONCE |= {"make_criterion", "crop_criterion", "piece_criterion"}
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ TOGETHER = TEACHERS[2:]  # several networks
 
 @dataclass
 class TeamOptions:
-    """Whether a mean teacher labels and is kept, or several networks and their mean teachers teach each other."""
+    """Whether a mean teacher labels and is kept, or several networks teach each other."""
 
     teacher: str = "off"  # off; mean: of the weights over steps; mutual: two networks (MMT); brainstorming: MEB-Net
     teacher_momentum: float = 0.999  # weight of the teacher's old weights in each step

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from affscl.criteria.classifier import batch_hard_triplet
 from affscl.criteria.factory import LossOptions, make_criterion
-from affscl.criteria.pieces import PieceTriplets, known_triplet, piece_labels
+from affscl.criteria.pieces import PieceTriplets, piece_labels
 from affscl.data.domains import SOURCE, TARGET
 from affscl.labels.clustering import pseudo_labels
 from affscl.model.network import Output
@@ -59,7 +60,7 @@ def test_unknown_crops_are_neither_mates_nor_strangers():
             away = {j: (x[i] - x[j]).norm() for j in known}
             mates = [away[j] for j in known if labels[j] == labels[i]]
             naive.append((max(mates) - min(away[j] for j in known if labels[j] != labels[i]) + 2).clamp(min=0))
-    loss, expected = known_triplet(x, labels, 2.0), sum(naive) / len(naive)
+    loss, expected = batch_hard_triplet(x, labels, 2.0), sum(naive) / len(naive)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     mine, theirs = (torch.autograd.grad(part, x, retain_graph=True)[0] for part in (loss, expected))
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -69,13 +70,13 @@ def test_unknown_crops_are_neither_mates_nor_strangers():
 @pytest.mark.parametrize("labels", [[-1] * 6, [2] * 6, [0, -1, -1, -1, -1, -1]], ids=str)
 def test_nobody_known_or_no_strangers_cost_nothing(labels):
     x = X[:6].clone().requires_grad_()
-    loss = known_triplet(x, torch.tensor(labels))
+    loss = batch_hard_triplet(x, torch.tensor(labels))
     assert loss == 0 and (torch.autograd.grad(loss, x)[0] == 0).all()
 
 
 def test_a_crop_that_a_batch_holds_twice_has_a_finite_gradient():
     x = X[[0, 0, 4, 4, 8]].clone().requires_grad_()
-    loss = known_triplet(x, torch.tensor([0, 0, 1, 1, -1]), 20.0)
+    loss = batch_hard_triplet(x, torch.tensor([0, 0, 1, 1, -1]), 20.0)
     assert loss > 0 and torch.isfinite(torch.autograd.grad(loss, x)[0]).all()
 
 

@@ -17,16 +17,8 @@ def main(ssg):
     torch.manual_seed(5)
     theirs: dict = {}
     text = Path(f"{ssg}/reid/loss/triplet.py").read_text()
-    exec(
-        compile(
-            text.replace("dist.addmm_(1, -2, ", "dist.addmm_(beta=1, alpha=-2, mat1=").replace(
-                "mat1=inputs, inputs.t()", "mat1=inputs, mat2=inputs.t()"
-            ),
-            "SSG",
-            "exec",
-        ),
-        theirs,
-    )  # noqa: S102
+    text = text.replace("dist.addmm_(1, -2, inputs, inputs.t())", "dist.addmm_(inputs, inputs.t(), beta=1, alpha=-2)")
+    exec(compile(text, "SSG", "exec"), theirs)  # noqa: S102
     b, d, pieces = 32, 16, 3
     found: dict[str, Any] = {"features": torch.randn(b, pieces * d), "labels": torch.arange(b)[:, None] // 4 % 8}
     found["labels"] = torch.cat([found["labels"], torch.randint(0, 6, (b, 2))], 1)

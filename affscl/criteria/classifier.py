@@ -21,16 +21,16 @@ from ..model.network import Output
 # %% ../../nbs/32_classifier.ipynb #eb009f62
 def batch_hard_triplet(
     features: Tensor,  # (b, d), not normalised
-    targets: Tensor,  # (b,) cluster of each crop
+    targets: Tensor,  # (b,) cluster of each crop; negative: not known, takes no part
     margin: float = 0.3,  # how much farther the nearest stranger should be than the farthest mate
-) -> Tensor:  # scalar, mean over the batch
+) -> Tensor:  # scalar, mean over the crops whose cluster is known; 0 if none is
     """Triplet loss on Euclidean distances, with each crop's farthest positive and nearest negative in the batch."""
     features = features.float()
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    same = targets[:, None] == targets
-    positive = distance.where(same, -torch.inf).amax(1)
-    negative = distance.where(~same, torch.inf).amin(1)
-    return F.relu(positive - negative + margin).mean()
+    known, same = targets >= 0, targets[:, None] == targets
+    positive = distance.where(same & known, -torch.inf).amax(1)
+    negative = distance.where(~same & known, torch.inf).amin(1)
+    return F.relu(positive - negative + margin).where(known, 0).sum() / known.sum().clamp(min=1)
 
 # %% ../../nbs/32_classifier.ipynb #70f0e468
 def baseline_problems(

@@ -71,9 +71,6 @@ def within_scatter(
     rest = rows - means_of(rows, part)[torch.from_numpy(part)]
     return rest.T @ rest / len(rest)
 
-# %% ../../nbs/25_camera_map.ipynb #23696dc8
-#| exports
-
 # %% ../../nbs/25_camera_map.ipynb #a7840a7c
 ENOUGH = 4  # crops of a camera, for a mean and a matrix of its own
 

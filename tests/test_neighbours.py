@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from affscl.labels import neighbours
 from affscl.labels.jaccard import jaccard_distance
-from affscl.labels.neighbours import SEARCHES, find_search, nearest, nearest_faiss, unit_rows
+from affscl.labels.neighbours import (
+    SEARCHES,
+    Rounded,
+    find_search,
+    multiplies_bf16,
+    nearest,
+    nearest_faiss,
+    unit_rows,
+)
 
 
 def unit(n, d, seed=0, people=None, noise=1.0):
@@ -33,16 +41,112 @@ def unit(n, d, seed=0, people=None, noise=1.0):
     block=st.integers(1, 500),
     seed=st.integers(0, 999),
     copies=st.integers(1, 5),
+    rough=st.booleans(),
 )
-def test_nearest_is_exact(n, k1, block, seed, copies):
+def test_nearest_is_exact(n, k1, block, seed, copies, rough):
     k1, x = min(k1, n), unit(n, 6, seed)[torch.arange(n) // copies]
-    lists, similarities = nearest(x, k1, block=block)
+    lists, similarities = nearest(x, k1, block=block, rough=rough)
     assert lists.dtype == np.int32 and similarities.dtype == np.float32
     full = (x @ x.T).fill_diagonal_(1).numpy()
     np.testing.assert_array_equal(lists[:, 0], np.arange(n))
     np.testing.assert_allclose(similarities, np.take_along_axis(full, lists, 1), atol=1e-6)
     np.testing.assert_allclose(np.sort(similarities)[:, ::-1], np.sort(full)[:, ::-1][:, :k1], atol=1e-6)
     assert all(len(set(row)) == k1 for row in lists.tolist())
+
+
+# --- candidates in 16 bits ----------------------------------------------------------------------------------------
+
+
+def leaning(x, by):
+    """The same rows, drawn towards one corner, as features after a ReLU are."""
+    return torch.nn.functional.normalize(x + by)
+
+
+CROWDS = {
+    "people": unit(700, 64, people=80),
+    "noise": unit(700, 64),
+    "leaning": leaning(unit(700, 64, people=80), 0.2),
+    "nearly one point": leaning(unit(700, 64), 3.0),
+    "nearly two points": leaning(unit(700, 64), 3.0) * torch.tensor([1.0, -1.0]).repeat(350)[:, None],
+    "one number": torch.ones(700, 1),
+    "copies": unit(700, 64)[torch.arange(700) // 60],
+    "long": unit(700, 3000, people=80, noise=2.0),
+}
+
+
+def unproved(x, k1):
+    """How many lists of `x` are not proved by the bound."""
+    room = torch.empty(len(x), len(x), dtype=torch.bfloat16)
+    return int((~Rounded(x).best_of(torch.arange(len(x)), k1, room)[2]).sum())
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_no_rough_product_exceeds_the_bound(name):
+    x, rounded = CROWDS[name], Rounded(CROWDS[name])
+    rough = (x.bfloat16() @ rounded.rows.T).float()
+    highest = torch.stack([rounded.bound(x, column) for column in rough.T], 1)
+    assert (x.double() @ x.double().T <= highest).all()
+
+
+@pytest.mark.parametrize("k1", [1, 20, 400])
+@pytest.mark.parametrize("name", CROWDS)
+def test_rough_candidates_lose_nobody(name, k1):
+    x = CROWDS[name]
+    full = (x @ x.T).fill_diagonal_(1).numpy()
+    lists, similarities = nearest(x, k1, block=100 * len(x), rough=True)
+    np.testing.assert_array_equal(lists[:, 0], np.arange(700))
+    np.testing.assert_allclose(similarities, np.take_along_axis(full, lists, 1), atol=2e-6)
+    np.testing.assert_allclose(similarities[:, 1:], nearest(x, k1, rough=False)[1][:, 1:], atol=2e-6)
+    assert all(len(set(row)) == k1 for row in lists.tolist())
+
+
+def test_lists_that_are_not_proved_are_searched_for_again(monkeypatch):
+    x, near = CROWDS["people"], CROWDS["nearly two points"]
+    assert unproved(x, 20) < 70 and unproved(near, 20) > 600, "an easy and a hard case, or this tests nothing"
+    true = nearest(near, 20, rough=False)[1]
+    np.testing.assert_allclose(nearest(near, 20, rough=True)[1], true, atol=2e-6)
+    monkeypatch.setattr(Rounded, "bound", lambda self, part, rough: torch.full((len(part),), -9.0))
+    wrong = nearest(near, 20, rough=True)[1]
+    assert (wrong[:, -1] < true[:, -1] - 1e-5).any(), "without the bound neighbours are lost here"
+
+
+def test_features_that_cannot_be_proved_go_the_plain_way_soon(monkeypatch):
+    tried, best_of = [], Rounded.best_of
+    monkeypatch.setattr(Rounded, "best_of", lambda self, which, *more: tried.append(1) or best_of(self, which, *more))
+    nearest(CROWDS["nearly two points"], 20, block=100 * 700, rough=True)
+    assert len(tried) == 1
+    nearest(CROWDS["people"], 20, block=100 * 700, rough=True)
+    assert len(tried) == 1 + 7
+
+
+@pytest.mark.parametrize("n, native, rough", [(300, True, True), (299, True, False), (300, False, False)])
+def test_rough_candidates_are_for_many_crops_and_fast_processors(monkeypatch, n, native, rough):
+    made, begin = [], Rounded.__init__
+    monkeypatch.setattr(neighbours, "ROUGH", 300)
+    monkeypatch.setattr(neighbours, "multiplies_bf16", lambda device: native)
+    monkeypatch.setattr(Rounded, "__init__", lambda self, x: made.append(1) or begin(self, x))
+    nearest(unit(n, 8), 5)
+    assert bool(made) == rough
+
+
+def test_rough_candidates_are_silent_and_the_same_under_autocast(recwarn):
+    x = CROWDS["people"]
+    lists, similarities = nearest(x, 20, rough=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = nearest(x, 20, rough=True)
+    np.testing.assert_array_equal(lists, again[0])
+    np.testing.assert_array_equal(similarities, again[1])
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("names", [(), ("_is_amx_tile_supported",), ("_is_avx512_bf16_supported",)])
+def test_which_processors_multiply_bf16(monkeypatch, names):
+    for name in "_is_amx_tile_supported", "_is_avx512_bf16_supported":
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in names, raising=False)
+    assert multiplies_bf16(torch.device("cpu")) == bool(names)
+    for name in "_is_amx_tile_supported", "_is_avx512_bf16_supported":
+        monkeypatch.delattr(torch.cpu, name)
+    assert not multiplies_bf16(torch.device("cpu")), "an older torch does not say"
 
 
 # --- approximate search ------------------------------------------------------------------------------------------

@@ -337,7 +337,7 @@ SUPERVISED: dict[str, Any] = dict(labels="truth", criterion="cross_entropy_tripl
 _STRONG: dict[str, Any] = dict(epochs=120, iterations=200, warmup=10, milestones=(40, 70), centre_weight=0.0005)
 _TINY: dict[str, Any] = dict(world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15)
 RECIPES = {
-    "quick": QUICK,
+    "quick": replace(QUICK, precision="auto"),
     "tiny": replace(QUICK, recipe="tiny", lr_step=3, k1=8, **_TINY),
     "small": SMALL,
     "best": replace(SMALL, recipe="best", epochs=6, **BEST, **ACROSS),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WARMUP_START', 'T', 'FASTER', 'seed_epoch', 'learning_rate', 'set_parameters', 'whole_batch', 'of_all',
-           'extract_shared', 'from_main', 'shared_statistics', 'watching_others', 'make_accelerator', 'multiplies_bf16',
-           'step_seconds', 'choose_precision', 'settled_precision', 'device_name', 'stop_when_asked']
+           'extract_shared', 'from_main', 'shared_statistics', 'watching_others', 'make_accelerator', 'step_seconds',
+           'choose_precision', 'settled_precision', 'device_name', 'stop_when_asked']
 
 # %% ../../nbs/53_processes.ipynb #39e727ef
 import os
@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 # %% ../../nbs/53_processes.ipynb #eb985eb6
 from ..data.store import ImageStore
 from ..labels.labellers import is_joint
+from ..labels.neighbours import multiplies_bf16
 from ..model.extraction import extract
 from ..model.network import AFF, NetworkOptions, Output
 from ..model.norms import AllRows, CameraStatistics
@@ -245,16 +246,6 @@ def make_accelerator(
 
 # %% ../../nbs/53_processes.ipynb #7343e28e
 FASTER = 0.95  # bf16 is taken if its step takes at most this share of float32's
-
-
-def multiplies_bf16(
-    device: torch.device,  # where a run computes
-) -> bool:
-    """Does the hardware multiply bf16 itself: a CUDA GPU that says so, a processor with AMX?"""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not in every version of torch
-    return device.type == "cpu" and amx is not None and amx()
 
 
 def step_seconds(

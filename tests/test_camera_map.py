@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from small_networks import SMALL, images, small, write_run
 
 from affscl.data.datasets import Sample, load_dataset
-from affscl.data.synthetic import make_dataset
+from affscl.data.domains import SOURCE, TARGET
+from affscl.data.store import ImageStore
+from affscl.data.synthetic import colour_rows, make_dataset
 from affscl.labels.camera_map import (
     CameraMapOptions,
+    ColourView,
     MappedLabeller,
     fit_camera_map,
     make_mapped,
@@ -316,3 +319,57 @@ def test_logged_scores_keep_both():
     assert both["unmapped_mAP"] == raw["mAP"] and both["unmapped_mixed_mAP"] == raw["mixed_mAP"]
     moved = camera_map(x[:10], torch.tensor([1] * 10)), camera_map(x[10:], torch.tensor([2] * 10))
     assert both["mAP"] == logged_scores(moved, samples)["mAP"] and not any(k.startswith("unmapped") for k in raw)
+
+
+# --- colours -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dressed(tmp_path_factory):
+    """Crops of a source and a target in one store; the target's under four cameras."""
+    folder = tmp_path_factory.mktemp("colours")
+    people = load_dataset("market1501", make_dataset(folder / "world", n_ids=120, n_cams=4, seed=2)).train
+    samples = [sample._replace(domain=SOURCE if i < 10 else TARGET) for i, sample in enumerate(people)]
+    return ImageStore(samples, 64, 32, cache=folder, progress=False)
+
+
+def test_colours_are_those_of_the_targets_crops_and_mapped_by_camera(dressed, monkeypatch):
+    looked, batch = [], ImageStore.batch
+    monkeypatch.setattr(ImageStore, "batch", lambda self, rows: looked.append(len(rows)) or batch(self, rows))
+    view, target = ColourView(dressed), dressed.samples[10:]
+    assert not looked, "nobody has asked yet"
+    camids = [sample.camid for sample in target]
+    labels = np.unique([sample.pid * 10 + sample.camid for sample in target], return_inverse=True)[1]
+    labels[::9] = -1
+    seen = view(labels)
+    rows = torch.from_numpy(colour_rows(batch(dressed, np.arange(10, len(dressed)))))
+    wanted = fit_camera_map(rows, labels, camids)(rows, torch.tensor(camids))
+    assert torch.equal(seen, wanted) and torch.allclose(seen.norm(dim=1), torch.ones(len(target)), atol=1e-5)
+    assert sum(looked) == len(target) and max(looked) <= 256
+    view(np.zeros_like(labels))
+    assert sum(looked) == len(target), "pixels are read once"
+
+
+def test_colours_need_every_camera(dressed):
+    crops = ImageStore([s._replace(camid=None) for s in dressed.samples[10:14]], 64, 32, cache=dressed.path.parent)
+    with pytest.raises(ValueError, match="4 of 4 have none"):
+        ColourView(crops)(np.zeros(4, int))
+
+
+COLOURED = dict(camera_links=1.0, link_colours=1.0, epochs=2, iterations=2, world_ids=24, world_cams=3, p=4, k=2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"camera_map": True}, {"clustering": "apart"}, {"source": "synthetic"}])
+def test_a_run_with_colours_goes_on_where_it_stopped(tmp_path, changes):
+    config = replace(RECIPES["tiny"], device="cpu", **COLOURED | changes)
+    whole = train(config, tmp_path / "whole")
+    train(replace(config, epochs=1), tmp_path / "parted")
+    again = train(config, resume=tmp_path / "parted")
+    for name in "clusters", "loss", "mAP":
+        assert again.history[-1][name] == whole.history[-1][name], name
+
+
+def test_colours_have_a_say(tmp_path):
+    config = replace(RECIPES["tiny"], device="cpu", camera_links=1.0, clustering="apart", epochs=1, iterations=1)
+    rows = [train(replace(config, link_colours=w), tmp_path / f"{w}").history[1] for w in (0.0, 5.0)]
+    assert rows[0]["ari"] != rows[1]["ari"]

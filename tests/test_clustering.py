@@ -118,6 +118,19 @@ def test_wrong_options(options, message):
         (dict(min_samples=0), "min_samples=0: must be 1 or more"),
         (dict(k2=0), "k2=0: must be 1 or more"),
         (dict(links_from=-1), "links_from=-1: must be 1 or more"),
+        (
+            dict(link_colours=-0.5, camera_links=1.0),
+            "link_colours=-0.5: a weight is 0 or more; 1 counts them as much as features",
+        ),
+        (
+            dict(link_colours=float("nan"), camera_links=1.0),
+            "link_colours=nan: a weight is 0 or more; 1 counts them as much as features",
+        ),
+        (
+            dict(link_colours=1.0),
+            "link_colours=1.0 and camera_links=0: colours help to find links, and there are none; set camera_links"
+            " too, or leave link_colours at 0",
+        ),
         (dict(k1=5), "k1=5 and k2=6: must satisfy 1 <= k2 <= k1"),
         (dict(search="fast"), "search='fast': choose one of exact, faiss"),
         (dict(camera_links=1.5), "camera_links=1.5: a share of pairs lies between 0 and 1"),
@@ -156,6 +169,7 @@ def test_defaults_agree():
     assert {name: options[name] for name in options if name not in defaults} == {
         "camera_links": 0.0,
         "links_from": 1,
+        "link_colours": 0.0,
         "self_paced": 0.0,
     }, "links and self-paced clusters are off by default"
 

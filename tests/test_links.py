@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affscl.labels.clustering import centroids, cluster_report
-from affscl.labels.links import camera_parts, joined, link_cameras, mutual_pairs
+from affscl.labels.links import camera_parts, joined, link_cameras, mutual_pairs, nearness
 
 
 def filmed(people, cams, shift, seed=0, crops=4, d=32):
@@ -110,3 +110,55 @@ def test_parts_are_centred_for_each_camera():
 def test_impossible_links(camids, share, message):
     with pytest.raises(ValueError, match=message):
         link_cameras(torch.eye(2), np.array([0, 1]), camids, share)
+
+
+# --- a second opinion --------------------------------------------------------------------------------------------
+
+
+def two_opinions(seed=0):
+    """Two views of the same crops that each camera changes person by person, in ways of their own; pids, camids."""
+    g = torch.Generator().manual_seed(seed)
+    pids, camids = np.repeat(np.arange(40), 6), np.tile([3, 3, 3, 8, 8, 8], 40)
+    part = torch.from_numpy(2 * pids + (camids == 8))
+    views = [
+        torch.nn.functional.normalize(torch.randn(40, 24, generator=g)[pids] + torch.randn(80, 24, generator=g)[part])
+        for _ in range(2)
+    ]
+    return views, pids, camids, 2 * pids + (camids == 8)
+
+
+def right(pids, labels, linked):
+    """How many people have both of their clusters in one."""
+    return sum(len(set(linked[pids == pid])) == 1 and len(set(labels[pids == pid])) == 2 for pid in set(pids))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_opinions_know_more_than_one(seed):
+    (x, y), pids, camids, labels = two_opinions(seed)
+    found = [right(pids, labels, link_cameras(z, labels, camids, 1.0)) for z in (x, y)]
+    assert right(pids, labels, link_cameras(x, labels, camids, 1.0, lambda _: y)) > max(found)
+
+
+def test_opinions_are_added_by_their_weight():
+    (x, y), _, camids, labels = two_opinions()
+    asked = []
+
+    def view(given):
+        asked.append(given)
+        return y
+
+    linked = link_cameras(x, labels, camids, 1.0, view, 0.7)
+    assert len(asked) == 1 and (asked[0] == labels).all(), "the view hears the labels that are to be joined"
+    codes = (camids == 8).astype(int)
+    sides = [[camera_parts(z, labels, codes)[2][c::2] for c in (0, 1)] for z in (x, y)]
+    s = nearness(*sides[0]) + 0.7 * nearness(*sides[1])
+    wanted = {(i, int(s[i].argmax())) for i in range(40) if s[:, s[i].argmax()].argmax() == i}
+    groups = [np.unique(labels[linked == g]) for g in np.unique(linked)]
+    assert {(a // 2, b // 2) for a, b in (sorted(g, key=lambda c: c % 2) for g in groups if len(g) == 2)} == wanted
+
+
+def test_an_opinion_without_weight_changes_nothing():
+    (x, y), _, camids, labels = two_opinions()
+    plain = link_cameras(x, labels, camids, 1.0)
+    assert (link_cameras(x, labels, camids, 1.0, lambda _: y, 0.0) == plain).all()
+    assert (link_cameras(x, labels, camids, 1.0, lambda _: y, 1.0) != plain).any()

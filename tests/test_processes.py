@@ -151,7 +151,10 @@ SOURCE = dict(source="synthetic", world_ids=24, world_cams=3)
 EXPERTS = dict(experts=("resnet18",), expert_weights=("none",))
 LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each of two processes
     "best": (dict(camera_norm=True, mirror=True, camera_links=1.0, links_from=2, negatives="camera"), 8),
-    "across cameras": (dict(camera_norm=True, camera_map=True, crossing=True), 8),
+    "across cameras": (
+        dict(camera_norm=True, camera_map=True, crossing=True, camera_links=1.0, link_colours=1.0),
+        8,
+    ),
     "clusters": ({}, 8),
     "hhcl": (dict(criterion="hhcl", hard_reference="hard"), 8),
     "cluster contrast": (dict(criterion="cluster_contrast"), 8),

@@ -1,6 +1,6 @@
 """Where the processor's seconds of `affscl-train` go: one run of a recipe, from the first import to the last line.
 
-    OMP_NUM_THREADS=1 python tools/budget.py [quick] [--name "as it is"] [--eval-every 1]
+    OMP_NUM_THREADS=1 python tools/budget.py [quick] [--name "as it is"] [--eval-every 1] [--precision no]
 
 Appends a line for each stage to nbs/results/budget.csv, and replaces lines of the same name. Seconds are user and
 system time of the process (time.process_time), so that another job on the machine counts little. The world is drawn
@@ -64,8 +64,11 @@ def main():
     parser.add_argument("recipe", nargs="?", default="quick")
     parser.add_argument("--name", default="as it is")
     parser.add_argument("--eval-every", type=int, default=1)
+    parser.add_argument("--precision", help="no, bf16 or auto; by default as the recipe says")
     arguments = parser.parse_args()
-    laps, history = measure(arguments.recipe, {"eval_every": arguments.eval_every})
+    changes = {"eval_every": arguments.eval_every}
+    changes |= {"precision": arguments.precision} if arguments.precision else {}
+    laps, history = measure(arguments.recipe, changes)
     from affscl.studies.measuring import machine
 
     about = {key: value for key, value in machine().items() if key in ("cpu", "cores", "threads", "torch")}

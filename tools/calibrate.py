@@ -3,8 +3,9 @@
     python tools/calibrate.py [--seeds 1 2 3] [--only quick truth random]
 
 For each seed: retrieval by HSV histograms; `quick`; the same network trained as long with the true labels;
-`quick` from random weights. Writes nbs/results/quick_calibration.csv, a row a run; runs that are in the file
-already are not repeated. About three minutes a run on two CPU cores, half an hour in all.
+`quick` from random weights; `quick` in both precisions of one machine. Writes
+nbs/results/quick_calibration.csv, a row a run; runs that are in the file already are not repeated.
+About three minutes a run on two CPU cores, half an hour in all.
 """
 
 import argparse
@@ -26,7 +27,14 @@ from affscl.training.loading import load_data
 from affscl.training.loop import train
 
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "quick_calibration.csv"
-VARIANTS = {"histogram": None, "quick": {}, "truth": {"labels": "truth"}, "random": {"weights": None}}
+VARIANTS = {
+    "histogram": None,
+    "quick": {"precision": "no"},
+    "truth": {"precision": "no", "labels": "truth"},
+    "random": {"precision": "no", "weights": None},
+    "again in float32": {"precision": "no"},  # on the machine of the next
+    "in bf16": {"precision": "bf16"},
+}
 COLUMNS = [
     "variant",
     "seed",

@@ -73,7 +73,7 @@ def clusters_in_camera(samples):
 def agreeing_links(samples):
     """A link must be found in each half of the numbers of a feature, too; the halves are drawn at random."""
 
-    def pairs(x, y, k=10):
+    def pairs(x, y, k=10, more=0):
         order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))
         rows, cols, s = mutual_pairs(x, y, k)
         halves = [mutual_pairs(F.normalize(x[:, half]), F.normalize(y[:, half]), k) for half in order.chunk(2)]
@@ -87,7 +87,7 @@ def agreeing_links(samples):
 def links_by_margin(share):
     """Links in the order of how far the second candidate of either side lies behind; the best `share` of them."""
 
-    def pairs(x, y, k=10):
+    def pairs(x, y, k=10, more=0):
         cosine = x @ y.T
         k = min(k, *cosine.shape)
         s = 2 * cosine - cosine.topk(k, 1).values.mean(1, keepdim=True) - cosine.topk(k, 0).values.mean(0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'World', 'complete', 'world_problems', 'WorldOptions', 'drawn_problems', 'Studio', 'draw_passage',
            'draw_crop', 'draw_distractor', 'draw_junk', 'write_tree', 'draft_of', 'is_abandoned', 'sweep',
-           'make_dataset', 'is_made', 'hsv_histograms', 'histogram_block']
+           'make_dataset', 'is_made', 'hsv_histograms', 'histogram_block', 'colour_rows']
 
 # %% ../../nbs/06_synthetic.ipynb #8453eb28
 import json
@@ -329,3 +329,10 @@ def histogram_block(
     cell += 768 * np.arange(n)[:, None, None]
     counts = np.bincount(cell.ravel(), minlength=768 * n).reshape(n, 768)
     return (counts / (height * width)).astype(np.float32)
+
+# %% ../../nbs/06_synthetic.ipynb #3ae0100c
+def colour_rows(
+    images: ArrayLike,  # (n, 3, height, width) uint8, array or CPU tensor
+) -> np.ndarray:  # (n, 768) float32 unit rows
+    """The square roots of `hsv_histograms`: colours in the form of features."""
+    return np.sqrt(hsv_histograms(images))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORTH', 'ENOUGH', 'shrinkage', 'root', 'means_of', 'within_scatter', 'fit_camera_map', 'MappedLabeller',
-           'CameraMapOptions', 'make_mapped']
+           'CameraMapOptions', 'make_mapped', 'ColourView']
 
 # %% ../../nbs/25_camera_map.ipynb #661b3863
 import warnings
@@ -18,6 +18,9 @@ from torch import Tensor
 
 # %% ../../nbs/25_camera_map.ipynb #bde0ae85
 from ..data.datasets import Sample
+from ..data.domains import TARGET
+from ..data.store import ImageStore
+from ..data.synthetic import colour_rows
 from .labellers import Labeller, remembered
 from .links import check_cameras
 from ..model.norms import CameraMap
@@ -160,3 +163,25 @@ def make_mapped(
         "camera_map: all crops are of one camera, so there is nothing to map and features stay raw", stacklevel=2
     )
     return labeller
+
+# %% ../../nbs/25_camera_map.ipynb #383daf24
+class ColourView:
+    """The colours of the target's crops, mapped by camera as labels say; they are looked at when first asked for."""
+
+    def __init__(
+        self,
+        crops: ImageStore,  # of the training crops
+    ):
+        self.crops, self.rows = crops, torch.empty(0)
+        self.which = [i for i, sample in enumerate(crops.samples) if sample.domain == TARGET]
+        self.camids = [crops.samples[i].camid for i in self.which]
+
+    def __call__(
+        self,
+        labels: np.ndarray,  # (n,) clusters of the target's crops, -1: outlier
+    ) -> Tensor:  # (n, 768) unit rows
+        """The colours, through the map that these labels give. ValueError: unknown cameras."""
+        if not len(self.rows):
+            parts = torch.tensor(self.which).split(256)
+            self.rows = torch.cat([torch.from_numpy(colour_rows(self.crops.batch(part))) for part in parts])
+        return fit_camera_map(self.rows, labels, self.camids)(self.rows, torch.tensor(self.camids))

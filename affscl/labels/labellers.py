@@ -27,7 +27,7 @@ from affscl.labels.clustering import (
     pseudo_labels,
     reliable_labels,
 )
-from .links import agreeing_search, camera_scores, check_cameras, cluster_apart, link_cameras
+from .links import View, agreeing_search, camera_scores, check_cameras, cluster_apart, link_cameras
 from .neighbours import Search
 
 # %% ../../nbs/24_labellers.ipynb #98b35c13
@@ -38,18 +38,20 @@ def linked(
     features: Tensor,  # (n, d) unit rows
     labels: np.ndarray,  # (n,) clusters
     epoch: int,  # 1, 2, ...
-    options: Any,  # a `ClusterOptions`, or a `Config`: reads camera_links and links_from
+    options: Any,  # a `ClusterOptions`, or a `Config`: reads camera_links, links_from and link_colours
     camids: Sequence[int | None],  # (n,) the camera of each crop
+    view: View | None = None,  # of the crops, which has a say in links
 ) -> np.ndarray:  # (n,)
     """The labels, and from the epoch `links_from` on, links between cameras (chapter 23)."""
     if options.camera_links and epoch >= options.links_from:
-        return link_cameras(features, labels, camids, options.camera_links)
+        return link_cameras(features, labels, camids, options.camera_links, view, options.link_colours)
     return labels.astype(np.int64)
 
 # %% ../../nbs/24_labellers.ipynb #784842d6
 def cluster_labeller(
     options: ClusterOptions,  # how to cluster
     camids: Sequence[int | None],  # (n,) the camera of each crop; read only if `camera_links` is above 0
+    view: View | None = None,  # of the crops, which has a say in links
 ) -> Labeller:
     """DBSCAN says who is who, and from the epoch `links_from` on, the links between cameras too.
 
@@ -71,7 +73,7 @@ def cluster_labeller(
             settings = used.min_samples, int(used.k1), used.k2, used.search
             loose, tight = labels_within((used.eps + gap, used.eps - gap), features, *settings)
             labels, kept["independence"] = reliable_labels(labels, loose, tight, kept.get("independence"))
-        return linked(features, labels, epoch, options, camids)
+        return linked(features, labels, epoch, options, camids, view)
 
     vars(labeller).update(chosen=chosen, kept=kept)
     return labeller
@@ -103,6 +105,7 @@ def own_classes(
 def camera_labeller(
     config: Any,  # a `Config`: reads ClusterOptions, clustering and epochs
     camids: Sequence[int | None],  # (n,) the camera of each crop
+    view: View | None = None,  # of the crops, which has a say in links
 ) -> Labeller:
     """Clusters within cameras, always (`apart`) or in odd epochs (`alternating`, IICS). ValueError: unknown cameras."""
     check_cameras(camids, f"clustering={config.clustering!r}", "use clustering='dbscan'")
@@ -121,7 +124,7 @@ def camera_labeller(
             done = (epoch // 2 - 1) / max(1, config.epochs // 2)
             weight = AGREEMENT * max(0.0, 1 - done) ** 0.6
             labels = cluster(features, agreeing_search(camera_scores(features, labels, camids), camids, weight))
-        return linked(features, labels, epoch, config, camids)
+        return linked(features, labels, epoch, config, camids, view)
 
     return labeller
 

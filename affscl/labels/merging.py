@@ -9,6 +9,7 @@ __all__ = ['CLUSTERINGS', 'MergeOptions', 'cluster_distances', 'merge_nearest', 
 # %% ../../nbs/29_merging.ipynb #f2d96a2c
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 # %% ../../nbs/29_merging.ipynb #775bbc8b
+from ..data.store import ImageStore
+from .camera_map import ColourView
 from .labellers import Labeller, camera_labeller, cluster_labeller, linked
+from .links import View
 from .neighbours import unit_rows
 
 # %% ../../nbs/29_merging.ipynb #989bd0c3
@@ -103,9 +107,10 @@ class Merger:
         self,
         config: Any,  # a `Config`: reads MergeOptions, epochs, camera_links and links_from
         camids: Sequence[int | None],  # (n,) the camera of each crop; read only if `camera_links` is above 0
+        view: View | None = None,  # of the crops, which has a say in links
     ):
         check_room(len(camids), config.clustering)
-        self.config, self.camids = config, camids
+        self.config, self.camids, self.view = config, camids, view
         self.kept: dict[str, Any] = {}  # the last epoch, its labels, and those before; a run's state holds it
 
     def before(self, crops: int, epoch: int) -> np.ndarray:
@@ -128,7 +133,7 @@ class Merger:
         if merges > 0:
             distance = cluster_distances(rows, labels, config.clustering, config.merge_penalty)
             labels = merge_nearest(distance, int(merges), config.clustering == "bottom_up")[labels]
-        labels = linked(rows, labels, epoch, config, self.camids)
+        labels = linked(rows, labels, epoch, config, self.camids, self.view)
         self.kept.update(epoch=epoch, labels=labels.tolist(), before=before.tolist())
         return labels
 
@@ -136,6 +141,7 @@ class Merger:
 def hierarchical_labeller(
     config: Any,  # a `Config`: reads merged, camera_links and links_from
     camids: Sequence[int | None],  # (n,) the camera of each crop; read only if `camera_links` is above 0
+    view: View | None = None,  # of the crops, which has a say in links
 ) -> Labeller:
     """HCT's labels: average linkage from single crops, in each epoch down to the same number of clusters."""
     check_room(len(camids), config.clustering)
@@ -144,32 +150,35 @@ def hierarchical_labeller(
         rows = unit_rows(features).cpu()
         left = clusters_left(len(rows), config.merged, 1, 1)
         tree = AgglomerativeClustering(n_clusters=left, linkage="average")
-        return linked(rows, tree.fit_predict(rows.numpy()), epoch, config, camids)
+        return linked(rows, tree.fit_predict(rows.numpy()), epoch, config, camids, view)
 
     return labeller
 
 # %% ../../nbs/29_merging.ipynb #52917c6f
 def clustering_of(
     config: Any,  # a `Config`: reads what its labeller reads
+    crops: ImageStore | None = None,  # the training crops; asked for their colours if `link_colours` is above 0
 ) -> Callable[..., Labeller]:  # (ClusterOptions, cameras) -> labeller
     """Who makes the clusters of a run, for `make_labeller` of chapter 24."""
+    view = ColourView(crops) if crops and config.link_colours else None
     if config.clustering == "dbscan":
-        return cluster_labeller
+        return partial(cluster_labeller, view=view) if view else cluster_labeller
     kinds: dict[str, Callable[..., Labeller]] = {
         "hierarchical": hierarchical_labeller,
         "single": single_labeller,
         "apart": camera_labeller,
         "alternating": camera_labeller,
     }
-    return lambda _, camids: kinds.get(config.clustering, Merger)(config, camids)
+    return lambda _, camids: kinds.get(config.clustering, Merger)(config, camids, view)
 
 
 def single_labeller(
     config: Any,  # a `Config`: reads camera_links and links_from
     camids: Sequence[int | None],  # (n,) the camera of each crop; read only if `camera_links` is above 0
+    view: View | None = None,  # of the crops, which has a say in links
 ) -> Labeller:
     """Each crop is a cluster of its own, in every epoch."""
-    return lambda features, epoch: linked(unit_rows(features), np.arange(len(features)), epoch, config, camids)
+    return lambda features, epoch: linked(unit_rows(features), np.arange(len(features)), epoch, config, camids, view)
 
 # %% ../../nbs/29_merging.ipynb #129de405
 def merging_problems(

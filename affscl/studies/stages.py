@@ -52,15 +52,19 @@ def label_costs(
     check: int = 1000,  # crops for the comparison with the dense definition
     rounds: int = 2,
 ) -> list[Measurement]:
-    """Features to pseudo labels against the exact neighbour search alone."""
+    """Features to pseudo labels against the neighbour search in float32 alone; and that search as it is here."""
     some, _ = crowd(check, d, noise=1.5)
     same = np.mean(pseudo_labels(some) == naive_labels(some))
     x, people = crowd(n, d, noise=1.5)
     with Peak() as peak:
         found = pseudo_labels(x)
-    whole, search = medians([lambda: pseudo_labels(x), lambda: nearest(x, 30)], rounds)
+    searches = Timed(partial(nearest, rough=False)), Timed(nearest)
+    whole, exact, search = medians([lambda: pseudo_labels(x), *(partial(s, x, 30) for s in searches)], rounds)
+    equal = float(np.mean([len(np.intersect1d(*both)) / 30 for both in zip(*(s.result[0] for s in searches))]))
     return [
-        Measurement("all of it / neighbour search", whole / search, "", 1.35),
+        Measurement("all of it / neighbour search in float32", whole / exact, "", 1.35),
+        Measurement("neighbour search / the same in float32", search / exact, "", 1.1),
+        Measurement("neighbours as in float32", 100 * equal, "%", 99.99, floor=True),
         Measurement("peak memory above the features", peak.mb, "MB", 400),
         Measurement("labels as by the dense definition", 100 * same, "%", 100, floor=True),
         Measurement("all of it", whole, "s"),

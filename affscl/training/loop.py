@@ -297,7 +297,7 @@ def prepare(
     if criterion:
         optimizer.add_param_group({"params": list(criterion.parameters())})
     model, optimizer = accelerator.prepare(model, optimizer)
-    labeller, words = run_labeller(config, data.train, data.root, accelerator.print, clustering_of(config))
+    labeller, words = run_labeller(config, data.train, data.root, accelerator.print, clustering_of(config, train))
     return Job(accelerator, model, optimizer, train, query, gallery, labeller, {}, {}, data.root, criterion, words)
 
 # %% ../../nbs/55_loop.ipynb #478b2587

@@ -305,7 +305,7 @@ def clusters_section(
 ) -> None:
     """The largest clusters of the training crops, as the network would make them now."""
     store = ImageStore(data.train, model.height, model.width, cache=config.cache, progress=False)
-    labeller = make_labeller(config, data.train, clustering_of(config))
+    labeller = make_labeller(config, data.train, clustering_of(config, store))
     labels = as_array(labeller(extract(model, store), config.epochs + 1))
     kept = np.unique(labels[labels >= 0])
     if not len(kept):

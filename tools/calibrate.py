@@ -3,9 +3,8 @@
     python tools/calibrate.py [--seeds 1 2 3] [--only quick truth random]
 
 For each seed: retrieval by HSV histograms; `quick`; the same network trained as long with the true labels;
-`quick` from random weights; `quick` in both precisions of one machine. Writes
-nbs/results/quick_calibration.csv, a row a run; runs that are in the file already are not repeated.
-About three minutes a run on two CPU cores, half an hour in all.
+`quick` from random weights; all in float32. Writes nbs/results/quick_calibration.csv, a row a run; runs that are
+in the file already are not repeated. About three minutes a run on two CPU cores, half an hour in all.
 """
 
 import argparse
@@ -32,8 +31,6 @@ VARIANTS = {
     "quick": {"precision": "no"},
     "truth": {"precision": "no", "labels": "truth"},
     "random": {"precision": "no", "weights": None},
-    "again in float32": {"precision": "no"},  # on the machine of the next
-    "in bf16": {"precision": "bf16"},
 }
 COLUMNS = [
     "variant",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 # %% ../../nbs/71_catalogue.ipynb #a8b78376
 from ..labels.merging import MergeOptions
 from ..model.network import AFF_ALONE, USELESS_WITHOUT_PARTS, NetworkOptions, network_problems
-from ..training.config import ACROSS, BEST, NO_SOURCE, Config
+from ..training.config import ACROSS, BEST, COLOURED, NO_SOURCE, Config
 
 # %% ../../nbs/71_catalogue.ipynb #76455502
 class Setting(NamedTuple):
@@ -201,13 +201,15 @@ STRIPES: tuple[tuple[str, str, float, float], ...] = (
 def across_cameras(
     config: Config,  # any; the settings are the same
 ) -> list[Setting]:
-    """Chapter 62's `best` with a camera map, with crossing, with both and without; other criteria with both."""
+    """Chapter 62's `best` with a camera map, with crossing, with both and without, with colours; others with both."""
     switched = {name: dict(zip(("camera_map", "crossing"), on)) for name, on in _SWITCHES.items()}
     settings = [Setting(f"best, {name}", MEASURED | fields) for name, fields in switched.items()]
     rivals = {"AFF_SCL": "symmetric", "Cluster Contrast": "cluster_contrast", "HHCL": "hhcl"}
     return [
         *settings,
-        Setting("best, both, k1 auto", loss_fields() | BEST | ACROSS),  # as the recipe is
+        Setting("best, both, colours", MEASURED | ACROSS | COLOURED),
+        Setting("best, both, k1 auto", loss_fields() | BEST | ACROSS),
+        Setting("best, both, colours, k1 auto", loss_fields() | BEST | ACROSS | COLOURED),
         *(Setting(f"{name}, both", loss_fields(rival) | switched["both"]) for name, rival in rivals.items()),
     ]
 

@@ -10,7 +10,7 @@ from affscl.model.network import AFF_ALONE
 from affscl.studies.ablation import parse_ablate
 from affscl.studies.catalogue import AE, SSG, STEPS, STUDIES, brainstorming
 from affscl.studies.sweeps import plan
-from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
+from affscl.training.config import ACROSS, BEST, COLOURED, RECIPES, AdaptationOptions
 
 
 class TestStudies:
@@ -35,7 +35,7 @@ class TestStudies:
             "field": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "path": {"criterion", "hard_weight", "mean_weight", "balance", *BEST},
             "without": {"criterion", "hard_weight", "mean_weight", "balance", "camera_map", "crossing", *BEST},
-            "cameras": {"criterion", "hard_weight", "mean_weight", "balance", "camera_map", "crossing", *BEST},
+            "cameras": {"criterion", "hard_weight", "mean_weight", "balance", *ACROSS, *COLOURED, *BEST},
             "table4": {"criterion", "hard_weight", "mean_weight", "balance"},
             "table5": {"criterion", "hard_weight", "mean_weight"},
             "table6": {"k"},

@@ -14,6 +14,7 @@ from affscl.labels.jaccard import jaccard_distance
 from affscl.labels.neighbours import (
     SEARCHES,
     Rounded,
+    best_of_candidates,
     find_search,
     multiplies_bf16,
     nearest,
@@ -77,7 +78,7 @@ CROWDS = {
 def unproved(x, k1):
     """How many lists of `x` are not proved by the bound."""
     room = torch.empty(len(x), len(x), dtype=torch.bfloat16)
-    return int((~Rounded(x).best_of(torch.arange(len(x)), k1, room)[2]).sum())
+    return int((~best_of_candidates(Rounded(x), torch.arange(len(x)), k1, room)[2]).sum())
 
 
 @pytest.mark.parametrize("name", CROWDS)
@@ -111,8 +112,8 @@ def test_lists_that_are_not_proved_are_searched_for_again(monkeypatch):
 
 
 def test_features_that_cannot_be_proved_go_the_plain_way_soon(monkeypatch):
-    tried, best_of = [], Rounded.best_of
-    monkeypatch.setattr(Rounded, "best_of", lambda self, which, *more: tried.append(1) or best_of(self, which, *more))
+    tried = []
+    monkeypatch.setattr(neighbours, "best_of_candidates", lambda *a: tried.append(1) or best_of_candidates(*a))
     nearest(CROWDS["nearly two points"], 20, block=100 * 700, rough=True)
     assert len(tried) == 1
     nearest(CROWDS["people"], 20, block=100 * 700, rough=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUGH', 'CODED', 'COMPARED', 'CANDIDATES', 'LONGEST', 'Search', 'SEARCHES', 'best_of', 'multiplies_bf16', 'length',
-           'Rounded', 'similarities_of', 'nearest', 'load_faiss', 'inverted_file', 'strongest', 'coded_rows',
-           'nearest_faiss', 'unit_rows', 'find_search']
+           'Rounded', 'best_of_candidates', 'similarities_of', 'nearest', 'load_faiss', 'inverted_file', 'strongest',
+           'coded_rows', 'nearest_faiss', 'unit_rows', 'find_search']
 
 # %% ../../nbs/20_neighbours.ipynb #4be1ded5
 import warnings
@@ -73,22 +73,23 @@ class Rounded:
         summed = part.shape[1] * torch.finfo(torch.float32).eps * length(half) * (self.longest + self.lost)
         return part @ self.middle + rough + 0.51 * ulp * rough.abs() + lost + summed
 
-    def best_of(
-        self,
-        which: Tensor,  # (b,) the crops whose lists are asked for
-        k1: int,  # length of each list
-        room: Tensor,  # (b or more, n) bfloat16: where rough products are written
-    ) -> tuple[Tensor, Tensor, Tensor]:  # as of the function `best_of`; (b,) whether a list is proved to be exact
-        """The lists of some crops, from their best candidates."""
-        part, n = self.features[which], len(self.features)
-        product = torch.mm(part.bfloat16(), self.rows.T, out=room[: len(part)])
-        product[torch.arange(len(part)), which] = torch.inf
-        rough, candidates = product.topk(min(n, 2 * k1))
-        candidates = candidates.sort(1).values
-        exact = similarities_of(self.features, part, candidates).masked_fill_(candidates == which[:, None], 2)
-        best = exact.topk(k1)
-        proved = best.values[:, -1] >= self.bound(part, rough[:, -1].float())
-        return best.values, candidates.gather(1, best.indices), proved | (candidates.shape[1] == n)
+# %% ../../nbs/20_neighbours.ipynb #09d4ecfa
+def best_of_candidates(
+    rounded: Rounded,  # the features
+    which: Tensor,  # (b,) the crops whose lists are asked for
+    k1: int,  # length of each list
+    room: Tensor,  # (b or more, n) bfloat16: where rough products are written
+) -> tuple[Tensor, Tensor, Tensor]:  # as of the function `best_of`; (b,) whether a list is proved to be exact
+    """The lists of some crops, from their best candidates."""
+    part, n = rounded.features[which], len(rounded.features)
+    product = torch.mm(part.bfloat16(), rounded.rows.T, out=room[: len(part)])
+    product[torch.arange(len(part)), which] = torch.inf
+    rough, candidates = product.topk(min(n, 2 * k1))
+    candidates = candidates.sort(1).values
+    exact = similarities_of(rounded.features, part, candidates).masked_fill_(candidates == which[:, None], 2)
+    best = exact.topk(k1)
+    proved = best.values[:, -1] >= rounded.bound(part, rough[:, -1].float())
+    return best.values, candidates.gather(1, best.indices), proved | (candidates.shape[1] == n)
 
 # %% ../../nbs/20_neighbours.ipynb #c4cecbb1
 def similarities_of(
@@ -131,7 +132,7 @@ def nearest(
     for which in torch.arange(n, device=device).split(size):
         left = which
         if rounded:
-            values, indices, proved = rounded.best_of(which, k1, rooms[1])
+            values, indices, proved = best_of_candidates(rounded, which, k1, rooms[1])
             write(which, values, indices)
             left = which[~proved]
             rounded = rounded if 2 * len(left) <= len(which) else None

@@ -1,14 +1,14 @@
-"""How many links between cameras are right, by features, by colours, and by both: of networks that runs have trained.
+"""How many links between cameras are right, by features, by colours, and by both, before any training.
 
-    python tools/links_right.py RUN [RUN ...] --data CUHK03 --out nbs/results/cuhk03/links_right.csv
+    python tools/links_right.py CUHK03=cuhk03:FOLDER ... --weights mobilenet_v2_imagenet.pth --k1 10
 
-For each run (its config.json and model.safetensors): features of the training crops, mapped by camera; their clusters;
-and the mutually nearest parts of each two cameras (chapter 23). A link is right if most crops of both parts show one
-person. True people are read here, to count; no run reads them. Lines of the same run and seed are replaced.
+For each dataset (its name in the table, then a reader of chapter 01 and the folder): the features that the recipe
+`best` starts from, mapped by camera; their clusters; and the mutually nearest parts of each two cameras (chapter 23).
+A link is right if most crops of either part show the same person. Writes nbs/results/links_right.csv. True people are
+read here, to count; no run reads them.
 """
 
 import argparse
-import csv
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,15 +17,13 @@ import numpy as np
 import torch
 from tables import write_lines
 
-from affscl.data.store import ImageStore
 from affscl.labels.camera_map import ColourView, fit_camera_map
 from affscl.labels.labellers import make_labeller
 from affscl.labels.links import camera_parts, mutual_pairs, nearness
-from affscl.labels.merging import clustering_of
-from affscl.model.extraction import extract
-from affscl.model.network import load_model
-from affscl.training.config import read_config
-from affscl.training.loading import load_data
+from affscl.training.config import RECIPES
+from affscl.training.loop import epoch_features, prepare
+
+TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "links_right.csv"
 
 
 def counted(labels, camids, pids, views):
@@ -44,40 +42,37 @@ def counted(labels, camids, pids, views):
     return {"links": links, "right": int(right)}
 
 
-def measure(run, data):
-    """Lines for one run."""
-    config = replace(read_config(run / "config.json"), data=data)
-    samples = load_data(config).train
-    pids, camids = (np.array([getattr(sample, name) for sample in samples]) for name in ("pid", "camid"))
-    crops, network = ImageStore(samples, config.height, config.width, cache=config.cache), load_model(run)
-    network.camera_map = None
-    features = extract(network, crops)
-    labeller = make_labeller(replace(config, camera_links=0.0, link_colours=0.0), samples, clustering_of(config))
-    first = labeller(features, 1)
-    mapped = fit_camera_map(features, first, camids.tolist())(features, torch.from_numpy(camids))
+def measure(name, config):
+    """A line for each way to find links."""
+    job = prepare(config, config.weights)
+    samples, features = job.train.samples, epoch_features(job, config, 0)
+    pids, camids = (np.array([getattr(sample, key) for sample in samples]) for key in ("pid", "camid"))
+    labeller = make_labeller(replace(config, camera_links=0.0), samples)
+    camera_map = fit_camera_map(features, labeller(features, 1), camids.tolist())
+    mapped = camera_map(features, torch.from_numpy(camids))
     labels = labeller(mapped, 1)
-    colours = ColourView(crops)(labels)
-    people = len(set.intersection(*(set(pids[camids == camera]) for camera in set(camids))))
+    colours = ColourView(job.train)(labels)
     ways = {"features": [mapped], "colours": [colours], "both": [mapped, colours]}
-    about = {"run": run.name, "seed": config.seed, "people_in_all_cameras": people, "clusters": int(labels.max()) + 1}
-    return [about | {"by": name} | counted(labels, camids, pids, views) for name, views in ways.items()]
+    about = {"data": name, "crops": len(samples), "people": len(set(pids)), "clusters": int(labels.max()) + 1}
+    return [about | {"by": by} | counted(labels, camids, pids, views) for by, views in ways.items()]
 
 
 def main():
-    """Measure each run."""
+    """Measure each dataset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--data", required=True, help="the crops that the runs were trained on")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("data", nargs="+", metavar="NAME=DATASET:FOLDER")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--k1", type=int, default=10)
     words = parser.parse_args()
-    lines = list(csv.DictReader(words.out.open())) if words.out.exists() else []
-    for run in words.runs:
-        new = measure(run, words.data)
-        same = {(line["run"], str(line["seed"])) for line in new}
-        lines = [line for line in lines if (line["run"], str(line["seed"])) not in same] + new
-        write_lines(words.out, lines)
-        for line in new:
-            print(f"{run.name}: by {line['by']}: {line['right']} of {line['links']} links are right", flush=True)
+    lines = []
+    for word in words.data:
+        name, place = word.split("=", 1)
+        dataset, folder = place.split(":", 1)
+        config = replace(RECIPES["best"], dataset=dataset, data=folder, weights=words.weights, k1=words.k1)
+        lines += measure(name, config)
+        write_lines(TARGET, lines)
+        for line in lines[-3:]:
+            print(f"{name}: by {line['by']}, {line['right']} of {line['links']} links are right", flush=True)
 
 
 if __name__ == "__main__":

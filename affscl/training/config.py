@@ -341,7 +341,7 @@ RECIPES = {
     "quick": replace(QUICK, precision="auto"),
     "tiny": replace(QUICK, recipe="tiny", lr_step=3, k1=8, **_TINY),
     "small": SMALL,
-    "best": replace(SMALL, recipe="best", epochs=6, **BEST, **ACROSS),
+    "best": replace(SMALL, recipe="best", epochs=6, **BEST | ACROSS | COLOURED),
     "market1501": FULL,
     "dukemtmc": replace(FULL, recipe="dukemtmc", dataset="dukemtmc", eps=0.7),
     "msmt17": replace(FULL, recipe="msmt17", dataset="msmt17", eps=0.6),

@@ -173,7 +173,7 @@ class TestStudies:
             assert {key for key in after if after[key] != before[key]} <= set(names)
         last = plan("field", RECIPES["small"], [1])[-1]
         assert last.setting == "best" and rows[-1] == asdict(last.config)
-        assert replace(last.config, recipe="best", epochs=6, **ACROSS | COLOURED) == RECIPES["best"]
+        assert replace(last.config, recipe="best", epochs=6, **ACROSS) == RECIPES["best"]
 
     def test_table2_is_about_methods_without_a_source(self):
         settings = {s.name: s for s in STUDIES["table2"].settings(TINY)}

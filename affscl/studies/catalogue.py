@@ -208,7 +208,7 @@ def across_cameras(
     return [
         *settings,
         Setting("best, both, colours", MEASURED | ACROSS | COLOURED),
-        Setting("best, both, k1 auto", loss_fields() | BEST | ACROSS),
+        Setting("best, both, k1 auto", loss_fields() | BEST | ACROSS),  # as the recipe is
         Setting("best, both, colours, k1 auto", loss_fields() | BEST | ACROSS | COLOURED),
         *(Setting(f"{name}, both", loss_fields(rival) | switched["both"]) for name, rival in rivals.items()),
     ]

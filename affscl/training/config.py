@@ -333,7 +333,7 @@ BEST: dict[str, Any] = dict(
     **dict(p=32, k=2, lr=7e-4, erase=0.2),  # how batches are drawn, and learned from
 )
 ACROSS: dict[str, Any] = dict(camera_map=True, crossing=True)  # chapter 63
-COLOURED: dict[str, Any] = dict(link_colours=1.0, links_from=1)  # chapter 63, too
+COLOURED: dict[str, Any] = dict(link_colours=1.0, links_from=1)  # in no recipe: open (chapter 63)
 SUPERVISED: dict[str, Any] = dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1)
 _STRONG: dict[str, Any] = dict(epochs=120, iterations=200, warmup=10, milestones=(40, 70), centre_weight=0.0005)
 _TINY: dict[str, Any] = dict(world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15)
@@ -341,7 +341,7 @@ RECIPES = {
     "quick": replace(QUICK, precision="auto"),
     "tiny": replace(QUICK, recipe="tiny", lr_step=3, k1=8, **_TINY),
     "small": SMALL,
-    "best": replace(SMALL, recipe="best", epochs=6, **BEST | ACROSS | COLOURED),
+    "best": replace(SMALL, recipe="best", epochs=6, **BEST, **ACROSS),
     "market1501": FULL,
     "dukemtmc": replace(FULL, recipe="dukemtmc", dataset="dukemtmc", eps=0.7),
     "msmt17": replace(FULL, recipe="msmt17", dataset="msmt17", eps=0.6),

@@ -109,6 +109,10 @@ class TestSkeleton:
         assert max(lengths) <= CAP
         assert statistics.median(lengths) <= 8
 
+    def test_what_is_printed_is_stored(self, path):
+        # execnb drops what a cell prints if the cell ends with a semicolon: write `_ = ...` instead.
+        assert not [source for source in cells(path, "code") if source.rstrip().endswith(";") and "print(" in source]
+
     def test_imports_stand_alone(self, path):
         # The documentation build runs every cell that holds an import, whatever its flags.
         for source in cells(path, "code"):

@@ -40,9 +40,9 @@ class TestStages:
         assert any(f["limit"] is not None for f in result["figures"])
 
     def test_limits_are_those_promised(self):
-        """The figures of issue 5; a limit may be tightened, not loosened in passing."""
+        """The figures that issues promised; a limit may be tightened, not loosened in passing."""
         promised = {
-            "labels": {1.35, 400, 100},
+            "labels": {1.35, 1.1, 99.99, 400, 100},
             "scale": {3000, 1.1},
             "evaluation": {0.4, 100},
             "step": {1.10, 2},

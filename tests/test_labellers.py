@@ -12,6 +12,7 @@ from two_domains import people, source_world, target_world
 from affscl.data.datasets import Sample
 from affscl.data.domains import SOURCE, TARGET, join_domains
 from affscl.data.sampling import BatchPlan, joint_batches
+from affscl.labels import labellers
 from affscl.labels.camera_map import MappedLabeller
 from affscl.labels.clustering import ClusterOptions, pseudo_labels, require_clusters
 from affscl.labels.labellers import (
@@ -93,6 +94,16 @@ def test_links_from_their_first_epoch_on():
     assert linked.max() < plain.max()
     np.testing.assert_array_equal(labeller(x, 2), plain)
     np.testing.assert_array_equal(labeller(x, 3), linked)
+
+
+def test_a_view_counts_less_in_each_epoch(monkeypatch):
+    x, train = crowd(400, 10, cams=2, shift=1.5)
+    camids, weights = [sample.camid for sample in train], []
+    monkeypatch.setattr(labellers, "link_cameras", lambda *a: weights.append(a[5]) or link_cameras(*a))
+    labeller = cluster_labeller(ClusterOptions(camera_links=1.0, link_colours=0.6), camids, lambda labels: x)
+    for epoch in 1, 2, 3:
+        labeller(x, epoch)
+    assert weights == pytest.approx([0.6, 0.3, 0.2])
 
 
 def test_cameras_may_be_unknown_without_links():

@@ -64,7 +64,7 @@ class ClusterOptions:
     search: str = "exact"  # how neighbours are found: exact, or faiss (approximate, for very many crops; chapter 20)
     camera_links: float = 0.0  # share of mutually nearest clusters of two cameras that are joined; uses camera ids
     links_from: int = 1  # the first epoch with such links
-    link_colours: float = 0.0  # weight of the crops' colours in finding links, beside their features'
+    link_colours: float = 0.0  # weight of the crops' colours in finding links, beside their features', over the epoch
     self_paced: float = 0.0  # keep what clusters of eps plus and minus this agree on (SpCL: 0.02); 0: keep all
 
 # %% ../../nbs/22_clustering.ipynb #94435dfb

@@ -42,9 +42,9 @@ def linked(
     camids: Sequence[int | None],  # (n,) the camera of each crop
     view: View | None = None,  # of the crops, which has a say in links
 ) -> np.ndarray:  # (n,)
-    """The labels, and from the epoch `links_from` on, links between cameras (chapter 23)."""
+    """The labels, and from the epoch `links_from` on, links between cameras (chapter 23); a view fades by epoch."""
     if options.camera_links and epoch >= options.links_from:
-        return link_cameras(features, labels, camids, options.camera_links, view, options.link_colours)
+        return link_cameras(features, labels, camids, options.camera_links, view, options.link_colours / epoch)
     return labels.astype(np.int64)
 
 # %% ../../nbs/24_labellers.ipynb #784842d6

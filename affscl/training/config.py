@@ -333,7 +333,7 @@ BEST: dict[str, Any] = dict(
     **dict(p=32, k=2, lr=7e-4, erase=0.2),  # how batches are drawn, and learned from
 )
 ACROSS: dict[str, Any] = dict(camera_map=True, crossing=True)  # chapter 63
-COLOURED: dict[str, Any] = dict(link_colours=1.0, links_from=1)  # in no recipe: open (chapter 63)
+COLOURED: dict[str, Any] = dict(link_colours=1.0, links_from=1)  # in no recipe (chapter 63)
 SUPERVISED: dict[str, Any] = dict(labels="truth", criterion="cross_entropy_triplet", label_smoothing=0.1)
 _STRONG: dict[str, Any] = dict(epochs=120, iterations=200, warmup=10, milestones=(40, 70), centre_weight=0.0005)
 _TINY: dict[str, Any] = dict(world_ids=60, world_cams=4, height=64, width=32, pad=3, epochs=3, iterations=15)

@@ -140,6 +140,14 @@ def test_rough_candidates_are_silent_and_the_same_under_autocast(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("name", ["leaning", "nearly one point"])
+def test_autocast_does_not_round_the_bound(name):
+    x, rough = CROWDS[name], torch.zeros(700)
+    plain = Rounded(x).bound(x, rough)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(Rounded(x).bound(x, rough), plain)
+
+
 @pytest.mark.parametrize("names", [(), ("_is_amx_tile_supported",), ("_is_avx512_bf16_supported",)])
 def test_which_processors_multiply_bf16(monkeypatch, names):
     for name in "_is_amx_tile_supported", "_is_avx512_bf16_supported":

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from affscl.data.datasets import Sample
 from affscl.labels import labellers, links
 from affscl.labels.clustering import pseudo_labels
-from affscl.labels.links import mutual_pairs
+from affscl.labels.links import mutual_pairs, nearness
 from affscl.model.network import AFF
 from affscl.studies.catalogue import STUDIES, loss_fields
 from affscl.studies.sweeps import Run, add_result, finish_run, read_results, result_of
@@ -88,9 +88,7 @@ def links_by_margin(share):
     """Links in the order of how far the second candidate of either side lies behind; the best `share` of them."""
 
     def pairs(x, y, k=10, more=0):
-        cosine = x @ y.T
-        k = min(k, *cosine.shape)
-        s = 2 * cosine - cosine.topk(k, 1).values.mean(1, keepdim=True) - cosine.topk(k, 0).values.mean(0)
+        s = nearness(x, y, k)
         rows, cols, best = (torch.as_tensor(part) for part in mutual_pairs(x, y, k))
         second = torch.maximum(s[rows].topk(2, 1).values[:, 1], s.T[cols].topk(2, 1).values[:, 1])
         order = (best - second).argsort(descending=True)[: int(np.ceil(share * len(best)))]

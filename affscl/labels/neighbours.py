@@ -71,7 +71,8 @@ class Rounded:
         half, ulp = part.bfloat16().float(), torch.finfo(torch.bfloat16).eps
         lost = length(part - half) * self.longest + length(half) * self.lost  # Equation 1
         summed = part.shape[1] * torch.finfo(torch.float32).eps * length(half) * (self.longest + self.lost)
-        return part @ self.middle + rough + 0.51 * ulp * rough.abs() + lost + summed
+        middle = (part * self.middle).sum(1)  # no product of matrices, which autocast would round
+        return middle + rough + 0.51 * ulp * rough.abs() + lost + summed
 
 # %% ../../nbs/20_neighbours.ipynb #09d4ecfa
 def best_of_candidates(
@@ -124,7 +125,8 @@ def nearest(
         rough = n >= ROUGH and device.type == "cpu" and multiplies_bf16(device)
     rounded = Rounded(features) if rough else None
     lists, similarities = np.empty((n, k1), np.int32), np.empty((n, k1), np.float32)
-    rooms = [torch.empty(size, n, dtype=dtype, device=device) for dtype in (torch.float32, torch.bfloat16)]
+    room = features.new_empty(size, n)
+    rough_room = features.new_empty(size if rounded else 0, n, dtype=torch.bfloat16)
 
     def write(which: Tensor, values: Tensor, indices: Tensor) -> None:
         lists[which.cpu()], similarities[which.cpu()] = indices.cpu(), values.cpu()
@@ -132,12 +134,12 @@ def nearest(
     for which in torch.arange(n, device=device).split(size):
         left = which
         if rounded:
-            values, indices, proved = best_of_candidates(rounded, which, k1, rooms[1])
+            values, indices, proved = best_of_candidates(rounded, which, k1, rough_room)
             write(which, values, indices)
             left = which[~proved]
             rounded = rounded if 2 * len(left) <= len(which) else None
         if len(left):
-            write(left, *best_of(features, left, k1, rooms[0]))
+            write(left, *best_of(features, left, k1, room))
     similarities[:, 0] = 1
     return lists, similarities
 

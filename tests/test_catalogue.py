@@ -8,9 +8,9 @@ from pretended import TINY, recipe_for
 
 from affscl.model.network import AFF_ALONE
 from affscl.studies.ablation import parse_ablate
-from affscl.studies.catalogue import AE, SSG, STEPS, STUDIES, brainstorming
+from affscl.studies.catalogue import AE, COLOURED, SSG, STEPS, STUDIES, brainstorming
 from affscl.studies.sweeps import plan
-from affscl.training.config import ACROSS, BEST, COLOURED, RECIPES, AdaptationOptions
+from affscl.training.config import ACROSS, BEST, RECIPES, AdaptationOptions
 
 
 class TestStudies:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'PUBLISHED', 'MMT', 'MMT_PUBLISHED', 'MEB_PUBLISHED', 'AE', 'AE_PUBLISHED', 'SSG', 'SSG_PUBLISHED', 'STRIPES',
-           'MEASURED', 'STEPS', 'STUDIES', 'OF_CLUSTERS', 'Setting', 'Study', 'loss_fields', 'table4', 'table5',
-           'table6', 'figure4', 'table3', 'brainstorming', 'table7', 'across_cameras', 'peers', 'steps_to_best',
-           'without_a_step', 'table2']
+           'COLOURED', 'MEASURED', 'STEPS', 'STUDIES', 'OF_CLUSTERS', 'Setting', 'Study', 'loss_fields', 'table4',
+           'table5', 'table6', 'figure4', 'table3', 'brainstorming', 'table7', 'across_cameras', 'peers',
+           'steps_to_best', 'without_a_step', 'table2']
 
 # %% ../../nbs/71_catalogue.ipynb #2ff40ed2
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 # %% ../../nbs/71_catalogue.ipynb #a8b78376
 from ..labels.merging import MergeOptions
 from ..model.network import AFF_ALONE, USELESS_WITHOUT_PARTS, NetworkOptions, network_problems
-from ..training.config import ACROSS, BEST, COLOURED, NO_SOURCE, Config
+from ..training.config import ACROSS, BEST, NO_SOURCE, Config
 
 # %% ../../nbs/71_catalogue.ipynb #76455502
 class Setting(NamedTuple):
@@ -214,6 +214,7 @@ def across_cameras(
     ]
 
 
+COLOURED = {"link_colours": 1.0, "links_from": 1}  # in no recipe (chapter 63)
 MEASURED = loss_fields() | BEST | {"k1": 10}  # the lists that chapter 62's `best` was measured with
 _SWITCHES = {"neither": (False, False), "crossing": (False, True), "map": (True, False), "both": (True, True)}
 

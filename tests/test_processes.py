@@ -97,9 +97,12 @@ def test_from_main_in_two_processes(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
         f"""
-import os
+import atexit, os
+import torch.distributed as dist
 from affscl import Config
 from affscl.training.processes import from_main, make_accelerator
+left = {str(tmp_path)!r} + "/left" + os.environ["RANK"]
+atexit.register(lambda: open(left, "w").write(str(not dist.is_initialized())))  # the last thing that is done
 accelerator = make_accelerator(Config(**{asdict(TINY)!r}))
 rank = accelerator.process_index
 assert from_main(accelerator, lambda: os.getpid()) != os.getpid() or rank == 0
@@ -115,6 +118,7 @@ except ValueError as error:
     done = launch(script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / name).read_text() for name in "01"] == ["nobody waits"] * 2
+    assert [(tmp_path / f"left{rank}").read_text() for rank in "01"] == ["True"] * 2
 
 
 class TestStopWhenAsked:

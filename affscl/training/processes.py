@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WARMUP_START', 'T', 'FASTER', 'seed_epoch', 'learning_rate', 'set_parameters', 'whole_batch', 'of_all',
-           'extract_shared', 'from_main', 'shared_statistics', 'watching_others', 'make_accelerator', 'step_seconds',
-           'choose_precision', 'settled_precision', 'device_name', 'stop_when_asked']
+           'extract_shared', 'from_main', 'shared_statistics', 'watching_others', 'leave_group', 'make_accelerator',
+           'step_seconds', 'choose_precision', 'settled_precision', 'device_name', 'stop_when_asked']
 
 # %% ../../nbs/53_processes.ipynb #39e727ef
+import atexit
 import os
 import platform
 import signal
@@ -22,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
@@ -224,6 +226,12 @@ def watching_others(
         over.set()
 
 # %% ../../nbs/53_processes.ipynb #a9e994ab
+def leave_group() -> None:
+    """Leave the group of processes at the program's end. After an error nobody waits for the others."""
+    if dist.is_initialized() and getattr(sys, "last_value", None) is None:
+        dist.destroy_process_group()
+
+
 def make_accelerator(
     config: Config,  # reads device and precision
 ) -> Accelerator:
@@ -234,6 +242,8 @@ def make_accelerator(
     idle = config.criterion in ("triplet", "ssg")  # they read features before the neck, whose scales learn nothing
     own = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=idle)  # see `shared_statistics`
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=precision, kwargs_handlers=[own])
+    if not alone:
+        atexit.register(leave_group)
     if config.device not in ("auto", accelerator.device.type):
         raise ValueError(
             f"device={config.device!r} was asked for, and torch {torch.__version__} finds only"

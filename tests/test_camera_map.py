@@ -28,6 +28,7 @@ from affscl.labels.camera_map import (
 )
 from affscl.labels.clustering import ClusterOptions
 from affscl.labels.labellers import chosen_settings, cluster_labeller
+from affscl.labels.links import WEIGHTS
 from affscl.model.extraction import extract
 from affscl.model.network import AFF, load_model
 from affscl.model.norms import CameraMap
@@ -356,17 +357,21 @@ def test_colours_need_every_camera(dressed):
         ColourView(crops)(np.zeros(4, int))
 
 
-COLOURED = dict(camera_links=1.0, link_colours=1.0, epochs=2, iterations=2, world_ids=24, world_cams=3, p=4, k=2)
+COLOURED = dict(camera_links=1.0, link_colours="auto", epochs=2, iterations=2, world_ids=24, world_cams=3, p=4, k=2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"camera_map": True}, {"clustering": "apart"}, {"source": "synthetic"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"camera_map": True}, {"clustering": "apart"}, {"clustering": "hierarchical"}, {"source": "synthetic"}],
+)
 def test_a_run_with_colours_goes_on_where_it_stopped(tmp_path, changes):
     config = replace(RECIPES["tiny"], device="cpu", **COLOURED | changes)
     whole = train(config, tmp_path / "whole")
     train(replace(config, epochs=1), tmp_path / "parted")
     again = train(config, resume=tmp_path / "parted")
-    for name in "clusters", "loss", "mAP":
+    for name in "clusters", "loss", "mAP", "link_colours":
         assert again.history[-1][name] == whole.history[-1][name], name
+    assert all(row["link_colours"] in WEIGHTS for row in whole.history[1:])
 
 
 def test_colours_have_a_say(tmp_path):

@@ -120,11 +120,20 @@ def test_wrong_options(options, message):
         (dict(links_from=-1), "links_from=-1: must be 1 or more"),
         (
             dict(link_colours=-0.5, camera_links=1.0),
-            "link_colours=-0.5: a weight is 0 or more; 1 counts them as much as features",
+            "link_colours=-0.5: a weight is 0 or more, and 1 counts them as much as features; or auto",
         ),
         (
             dict(link_colours=float("nan"), camera_links=1.0),
-            "link_colours=nan: a weight is 0 or more; 1 counts them as much as features",
+            "link_colours=nan: a weight is 0 or more, and 1 counts them as much as features; or auto",
+        ),
+        (
+            dict(link_colours="much", camera_links=1.0),
+            "link_colours='much': a weight is 0 or more, and 1 counts them as much as features; or auto",
+        ),
+        (
+            dict(link_colours="auto"),
+            "link_colours='auto' and camera_links=0: colours help to find links, and there are none; set camera_links"
+            " too, or leave link_colours at 0",
         ),
         (
             dict(link_colours=1.0),

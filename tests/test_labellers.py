@@ -26,7 +26,7 @@ from affscl.labels.labellers import (
     remembered,
     true_labels,
 )
-from affscl.labels.links import link_cameras
+from affscl.labels.links import WEIGHTS, halves_agree, link_cameras
 from affscl.labels.named import NamedLabeller, Word
 
 cases = settings(max_examples=40, deadline=None)
@@ -96,14 +96,26 @@ def test_links_from_their_first_epoch_on():
     np.testing.assert_array_equal(labeller(x, 3), linked)
 
 
-def test_a_view_counts_less_in_each_epoch(monkeypatch):
+@pytest.mark.parametrize("weight", [0.6, "auto"])
+def test_a_view_has_its_say_in_links(monkeypatch, weight):
     x, train = crowd(400, 10, cams=2, shift=1.5)
-    camids, weights = [sample.camid for sample in train], []
-    monkeypatch.setattr(labellers, "link_cameras", lambda *a: weights.append(a[5]) or link_cameras(*a))
-    labeller = cluster_labeller(ClusterOptions(camera_links=1.0, link_colours=0.6), camids, lambda labels: x)
-    for epoch in 1, 2, 3:
-        labeller(x, epoch)
-    assert weights == pytest.approx([0.6, 0.3, 0.2])
+    camids, told, heard = [sample.camid for sample in train], [], []
+    monkeypatch.setattr(labellers, "link_cameras", lambda *a: told.append(a[4:]) or link_cameras(*a))
+    options = ClusterOptions(camera_links=1.0, link_colours=weight, links_from=2)
+    labeller = cluster_labeller(options, camids, lambda labels: heard.append(labels) or x)
+    plain = labeller(x, 1)
+    assert not heard and chosen_settings(labeller) == {}, "no links yet"
+    labeller(x, 2)
+    assert len(heard) == 1 and (heard[0] == plain).all(), "the view hears the labels that are to be joined"
+    best = WEIGHTS[halves_agree(x, x, plain, camids).argmax()]
+    assert told == [(x, 0.6 if weight == 0.6 else best)]
+    assert chosen_settings(labeller) == ({} if weight == 0.6 else {"link_colours": best})
+
+
+def test_a_view_of_outliers_is_not_asked():
+    labels = np.full(6, -1)
+    options = ClusterOptions(camera_links=1.0, link_colours="auto")
+    assert (labellers.linked(torch.eye(6), labels, 1, options, [0, 1] * 3, lambda labels: 1 / 0) == labels).all()
 
 
 def test_cameras_may_be_unknown_without_links():

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affscl.labels.clustering import centroids, cluster_report
-from affscl.labels.links import camera_parts, joined, link_cameras, mutual_pairs, nearness
+from affscl.labels.links import (
+    WEIGHTS,
+    camera_parts,
+    halved,
+    halves_agree,
+    joined,
+    link_cameras,
+    mutual_pairs,
+    nearness,
+)
 
 
 def filmed(people, cams, shift, seed=0, crops=4, d=32):
@@ -136,19 +145,12 @@ def right(pids, labels, linked):
 def test_two_opinions_know_more_than_one(seed):
     (x, y), pids, camids, labels = two_opinions(seed)
     found = [right(pids, labels, link_cameras(z, labels, camids, 1.0)) for z in (x, y)]
-    assert right(pids, labels, link_cameras(x, labels, camids, 1.0, lambda _: y)) > max(found)
+    assert right(pids, labels, link_cameras(x, labels, camids, 1.0, y)) > max(found)
 
 
 def test_opinions_are_added_by_their_weight():
     (x, y), _, camids, labels = two_opinions()
-    asked = []
-
-    def view(given):
-        asked.append(given)
-        return y
-
-    linked = link_cameras(x, labels, camids, 1.0, view, 0.7)
-    assert len(asked) == 1 and (asked[0] == labels).all(), "the view hears the labels that are to be joined"
+    linked = link_cameras(x, labels, camids, 1.0, y, 0.7)
     codes = (camids == 8).astype(int)
     sides = [[camera_parts(z, labels, codes)[2][c::2] for c in (0, 1)] for z in (x, y)]
     s = nearness(*sides[0]) + 0.7 * nearness(*sides[1])
@@ -160,5 +162,75 @@ def test_opinions_are_added_by_their_weight():
 def test_an_opinion_without_weight_changes_nothing():
     (x, y), _, camids, labels = two_opinions()
     plain = link_cameras(x, labels, camids, 1.0)
-    assert (link_cameras(x, labels, camids, 1.0, lambda _: y, 0.0) == plain).all()
-    assert (link_cameras(x, labels, camids, 1.0, lambda _: y, 1.0) != plain).any()
+    assert (link_cameras(x, labels, camids, 1.0, y, 0.0) == plain).all()
+    assert (link_cameras(x, labels, camids, 1.0, y, 1.0) != plain).any()
+
+
+# --- the weight of a second opinion ---------------------------------------------------------------------------------
+
+
+def test_halves_are_the_first_and_the_last_crops_of_a_part():
+    labels, camids = np.array([0, 0, 2, 0, 2, 0, -1, 2, 2, 1]), np.array([1, 1, 0, 1, 0, 0, 0, 1, 0, 1])
+    # cluster 0 has crops 0, 1, 3 in camera 1; cluster 2 has 2, 4, 8 in camera 0; all other parts have one crop
+    assert halved(labels, camids).tolist() == [0, 1, 4, 1, 5, -1, -1, -1, 5, -1]
+
+
+def by_hand(x, y, labels, camids, weight):
+    """The share of parts, over all ordered pairs of cameras, whose halves choose the same part of the other camera."""
+    halves, cameras = halved(labels, np.unique(camids, return_inverse=True)[1]), np.unique(camids)
+    kinds = [camera_parts(z, halves, camids) for z in (x, y)]
+    agree = parts = 0
+    for a in cameras:
+        for b in cameras[cameras != a]:
+            chosen = []
+            for half in (0, 1):
+                rows = [np.flatnonzero((kinds[0][1] == c) & (kinds[0][0] % 2 == half)) for c in (a, b)]
+                s = sum(w * nearness(k[2][rows[0]], k[2][rows[1]]) for w, k in zip((1, weight), kinds))
+                chosen.append(
+                    [(kinds[0][0][i] // 2, kinds[0][0][rows[1][j]] // 2) for i, j in zip(rows[0], s.argmax(1))]
+                )
+            agree += sum(one == two for one, two in zip(*chosen))
+            parts += len(chosen[0])
+    return agree / parts
+
+
+@pytest.mark.parametrize("cameras", [2, 3])
+def test_halves_that_agree_are_counted_from_both_sides(cameras):
+    (x, y), pids, camids, _ = two_opinions()
+    camids = camids + np.where(pids >= 20, 0, (cameras == 3) * np.tile([0, 0, 0, 5, 5, 5], 40))
+    labels = np.where(pids % 7 == 3, -1, np.unique(100 * pids + camids, return_inverse=True)[1])
+    found = halves_agree(x, y, labels, camids.tolist())
+    assert found == pytest.approx([by_hand(x, y, labels, camids, w) for w in WEIGHTS])
+
+
+def noisy(clean, spread, seed=0):
+    """Unit rows that differ from crop to crop."""
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(clean + spread * noise)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_view_counts_as_much_as_it_knows(seed):
+    (x, y), _, camids, labels = two_opinions(seed)
+    halves = [halves_agree(noisy(x, 0.2), noisy(y, spread, 1), labels, camids) for spread in (0, 0.2, 5)]
+    sure, alike, useless = (WEIGHTS[agree.argmax()] for agree in halves)
+    assert sure == 2 and 0.5 <= alike <= 1.4 and useless <= 0.25
+
+
+def test_the_order_of_cameras_and_a_turn_of_a_view_do_not_matter():
+    (x, y), _, camids, labels = two_opinions()
+    turn = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(5)))[0]
+    plain = halves_agree(x, y, labels, camids)
+    assert halves_agree(x, y @ turn, labels, 10 - camids) == pytest.approx(plain, abs=0.03)
+
+
+def test_without_halves_nothing_agrees():
+    x = torch.nn.functional.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    for labels in (np.arange(8), np.full(8, -1), np.arange(8) // 2):
+        assert (halves_agree(x, x, labels, [0, 1] * 4) == 0).all(), "single crops, outliers, parts of one crop"
+    assert (halves_agree(x, x, np.arange(8) // 4, [0] * 8) == 0).all(), "one camera"
+
+
+def test_halves_need_every_camera():
+    with pytest.raises(ValueError, match="needs the camera of every crop, and 1 of 2 have none: give the weight"):
+        halves_agree(torch.eye(2), torch.eye(2), np.array([0, 1]), [0, None])

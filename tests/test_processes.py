@@ -156,7 +156,7 @@ EXPERTS = dict(experts=("resnet18",), expert_weights=("none",))
 LAYOUTS = {  # what changes, and how many crops BatchNorm sees together in each of two processes
     "best": (dict(camera_norm=True, mirror=True, camera_links=1.0, links_from=2, negatives="camera"), 8),
     "across cameras": (
-        dict(camera_norm=True, camera_map=True, crossing=True, camera_links=1.0, link_colours=1.0),
+        dict(camera_norm=True, camera_map=True, crossing=True, camera_links=1.0, link_colours="auto"),
         8,
     ),
     "clusters": ({}, 8),

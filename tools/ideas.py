@@ -39,7 +39,7 @@ def true_links(samples):
     """Clusters are joined if most of their crops show one person."""
     pids = numbers(samples, "pid")
 
-    def link(features, labels, camids, share):
+    def link(features, labels, camids, *_):
         labels, first = np.asarray(labels), {}
         people = [np.bincount(pids[labels == c]).argmax() for c in range(labels.max() + 1)]
         group = np.array([first.setdefault(person, c) for c, person in enumerate(people)])

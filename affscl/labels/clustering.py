@@ -64,7 +64,7 @@ class ClusterOptions:
     search: str = "exact"  # how neighbours are found: exact, or faiss (approximate, for very many crops; chapter 20)
     camera_links: float = 0.0  # share of mutually nearest clusters of two cameras that are joined; uses camera ids
     links_from: int = 1  # the first epoch with such links
-    link_colours: float = 0.0  # weight of the crops' colours in finding links, beside their features', over the epoch
+    link_colours: float | Literal["auto"] = 0.0  # weight of the crops' colours in finding links; auto: as they fit
     self_paced: float = 0.0  # keep what clusters of eps plus and minus this agree on (SpCL: 0.02); 0: keep all
 
 # %% ../../nbs/22_clustering.ipynb #94435dfb
@@ -89,11 +89,18 @@ def cluster_problems(
         wrong.append(f"search={options.search!r}: choose one of {', '.join(SEARCHES)}")
     if not 0 <= options.camera_links <= 1:
         wrong.append(f"camera_links={options.camera_links}: a share of pairs lies between 0 and 1")
-    if not 0 <= options.link_colours < float("inf"):
-        wrong.append(f"link_colours={options.link_colours}: a weight is 0 or more; 1 counts them as much as features")
+    if isinstance(options.link_colours, str):
+        known = options.link_colours == AUTO
+    else:
+        known = 0 <= options.link_colours < float("inf")
+    if not known:
+        wrong.append(
+            f"link_colours={options.link_colours!r}: a weight is 0 or more, and 1 counts them as much as features;"
+            " or auto"
+        )
     elif options.link_colours and not options.camera_links:
         wrong.append(
-            f"link_colours={options.link_colours} and camera_links=0: colours help to find links, and there are none;"
+            f"link_colours={options.link_colours!r} and camera_links=0: colours help to find links, and there are none;"
             " set camera_links too, or leave link_colours at 0"
         )
     return wrong

@@ -21,8 +21,7 @@ from torch import Tensor
 # %% ../../nbs/29_merging.ipynb #775bbc8b
 from ..data.store import ImageStore
 from .camera_map import ColourView
-from .labellers import Labeller, camera_labeller, cluster_labeller, linked
-from .links import View
+from .labellers import Labeller, View, camera_labeller, cluster_labeller, linked
 from .neighbours import unit_rows
 
 # %% ../../nbs/29_merging.ipynb #989bd0c3
@@ -112,6 +111,7 @@ class Merger:
         check_room(len(camids), config.clustering)
         self.config, self.camids, self.view = config, camids, view
         self.kept: dict[str, Any] = {}  # the last epoch, its labels, and those before; a run's state holds it
+        self.chosen: dict[str, Any] = {}
 
     def before(self, crops: int, epoch: int) -> np.ndarray:
         """The labels (n,) that an epoch starts from. Raises ValueError if they are unknown."""
@@ -133,7 +133,7 @@ class Merger:
         if merges > 0:
             distance = cluster_distances(rows, labels, config.clustering, config.merge_penalty)
             labels = merge_nearest(distance, int(merges), config.clustering == "bottom_up")[labels]
-        labels = linked(rows, labels, epoch, config, self.camids, self.view)
+        labels = linked(rows, labels, epoch, config, self.camids, self.view, self.chosen)
         self.kept.update(epoch=epoch, labels=labels.tolist(), before=before.tolist())
         return labels
 
@@ -145,13 +145,15 @@ def hierarchical_labeller(
 ) -> Labeller:
     """HCT's labels: average linkage from single crops, in each epoch down to the same number of clusters."""
     check_room(len(camids), config.clustering)
+    chosen: dict[str, Any] = {}
 
     def labeller(features: Tensor, epoch: int) -> np.ndarray:
         rows = unit_rows(features).cpu()
         left = clusters_left(len(rows), config.merged, 1, 1)
         tree = AgglomerativeClustering(n_clusters=left, linkage="average")
-        return linked(rows, tree.fit_predict(rows.numpy()), epoch, config, camids, view)
+        return linked(rows, tree.fit_predict(rows.numpy()), epoch, config, camids, view, chosen)
 
+    vars(labeller).update(chosen=chosen)
     return labeller
 
 # %% ../../nbs/29_merging.ipynb #52917c6f

@@ -14,6 +14,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 # %% ../../nbs/71_catalogue.ipynb #a8b78376
+from ..labels.clustering import AUTO
 from ..labels.merging import MergeOptions
 from ..model.network import AFF_ALONE, USELESS_WITHOUT_PARTS, NetworkOptions, network_problems
 from ..training.config import ACROSS, BEST, NO_SOURCE, Config
@@ -214,7 +215,7 @@ def across_cameras(
     ]
 
 
-COLOURED = {"link_colours": 1.0, "links_from": 1}  # in no recipe (chapter 63)
+COLOURED = {"link_colours": AUTO, "links_from": 1}
 MEASURED = loss_fields() | BEST | {"k1": 10}  # the lists that chapter 62's `best` was measured with
 _SWITCHES = {"neither": (False, False), "crossing": (False, True), "map": (True, False), "both": (True, True)}
 

@@ -31,8 +31,8 @@ LABELS = ["true links", "true people in each camera", "clusters in each camera",
 def test_changed_labels(ideas, name, colours):
     g = torch.Generator().manual_seed(0)
     pids, camids = np.arange(20).repeat(12), np.tile([1, 4], 120)
-    x = torch.randn(20, 32, generator=g)[pids] + torch.randn(2, 32, generator=g)[(camids == 4).astype(int)]
-    x = torch.nn.functional.normalize(x + 0.15 * torch.randn(240, 32, generator=g))
+    x = torch.randn(20, 64, generator=g)[pids] + torch.randn(2, 64, generator=g)[(camids == 4).astype(int)]
+    x = torch.nn.functional.normalize(x + 0.15 * torch.randn(240, 64, generator=g))
     samples = [Sample(f"{i}.png", int(p), int(c)) for i, (p, c) in enumerate(zip(pids, camids))]
     options = ClusterOptions(k1=10, k2=3, min_samples=2, camera_links=1.0, link_colours="auto" if colours else 0.0)
     with ideas.IDEAS[name][1](samples):

@@ -5,10 +5,13 @@ import logging
 import os
 import subprocess
 import sys
+import time
+import types
 import warnings
 
 import pytest
 
+from affscl.training import launch
 from affscl.training.launch import Lasting, guarded
 
 
@@ -146,3 +149,70 @@ def test_a_full_disk_under_the_output_is_told_after_the_work(tmp_path):
 def test_no_output_at_all_is_fine():
     text = "import sys\nsys.stdout = sys.stderr = None\nfrom affscl.training.launch import guarded\n"
     assert program(text + "guarded(lambda words: print('x'), [])").returncode == 0
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "logical, physical, busy, threads",
+    [
+        (2, 2, 1.0, 1),
+        (2, 2, 0.8, 1),
+        (2, 2, 2.0, 1),  # one thread at least
+        (2, 2, 0.3, None),  # a quiet machine
+        (8, 8, 3.2, 5),
+        (16, 8, 1.0, 7),  # two processors share a core
+        (16, None, 1.0, 15),  # nobody knows how many cores there are
+        (1, 1, 1.0, None),
+    ],
+)
+def test_busy_processors_are_left_alone(monkeypatch, logical, physical, busy, threads):
+    monkeypatch.setattr(launch, "own_processors", lambda: list(range(logical)))
+    monkeypatch.setattr(launch, "busy_processors", lambda processors: busy)
+    monkeypatch.setattr(launch.psutil, "cpu_count", lambda logical: physical)
+    environ = {}
+    told = launch.set_policies(environ)
+    assert environ.get("OMP_NUM_THREADS") == (str(threads) if threads else None)
+    most = min(logical, physical or logical)
+    assert (told == "") if threads is None else f"with {threads} of {most} threads (OMP_NUM_THREADS={most}" in told
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_a_number_of_threads_that_is_set_stays(monkeypatch, name):
+    monkeypatch.setattr(launch, "busy_processors", lambda processors: 1 / 0)
+    environ = {name: "2"}
+    assert launch.set_policies(environ) == "" and environ[name] == "2"
+
+
+def test_who_spins_is_seen():
+    own = launch.own_processors()
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in own]
+    try:
+        time.sleep(0.5)
+        assert 0.7 * len(own) < launch.busy_processors(own) <= len(own)
+        assert launch.busy_processors(own[:1]) <= 1
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
+def test_a_command_says_that_it_takes_fewer_threads(monkeypatch, capsys):
+    seen = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "own_processors", lambda: [0, 1])
+    monkeypatch.setattr(launch, "busy_processors", lambda processors: 1.0)
+    monkeypatch.setattr(launch.psutil, "cpu_count", lambda logical: 2)
+    stand_in = types.ModuleType("affscl.training.cli")
+    stand_in.train_command = lambda words: seen.append(os.environ["OMP_NUM_THREADS"])
+    monkeypatch.setitem(sys.modules, "affscl.training.cli", stand_in)
+    launch.start("affscl-train", ["tiny"])
+    said = capsys.readouterr()
+    assert seen == ["1"] and said.out == "" and said.err.startswith("note: others keep 1 of 2 processors busy")
+    monkeypatch.setattr(launch, "busy_processors", lambda processors: 0.1)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    stand_in.train_command = lambda words: seen.append(os.environ.get("OMP_NUM_THREADS"))
+    launch.start("affscl-train", ["tiny"])
+    assert seen[1] is None and capsys.readouterr().err == ""

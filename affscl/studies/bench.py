@@ -55,7 +55,7 @@ STAGES = {
     "step": Stage(step_costs, 60, TINY | dict(batch=8, clusters=20)),
     "input": Stage(input_costs, 40, TINY | dict(n_ids=24, batches=3)),
     "extraction": Stage(extraction_costs, 90, TINY | dict(n=16, batch=8, compiling=False)),
-    "busy": Stage(busy_costs, 120, dict(rounds=1, words=("--help",))),
+    "busy": Stage(busy_costs, 310, dict(words=("--help",))),
     "precision": Stage(precision_costs, 50, dict(seeds=(1,), epochs=1, iterations=2, world_ids=24, world_cams=3, p=4)),
 }
 

@@ -1,12 +1,13 @@
-"""Time `affscl-train tiny` with and without the policies of chapter 57, alone and beside a busy neighbour.
+"""Time `affscl-train tiny` without the policies of chapter 57, with sleeping threads, and with all of the policies.
 
     python tools/busy.py [--rounds 2]
 
-The neighbours are processes that do nothing but spin, none or one. Writes nbs/results/busy.csv, a line a run. About
+Alone and beside a neighbour: a process that does nothing but spin. Writes nbs/results/busy.csv, a line a run. About
 five minutes on two quiet CPU cores.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,16 +16,19 @@ from tables import write_lines
 from affscl.studies.measuring import machine, process_seconds
 
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "busy.csv"
+ALL = f"import os; os.environ['OMP_NUM_THREADS'] = '{os.cpu_count()}'; "
 WAYS = {
-    "as torch is loaded": "from affscl.training.cli import train_command as run; run()",
+    "as torch is loaded": ALL + "from affscl.training.cli import train_command as run; run()",
+    "waiting threads sleep": ALL + "from affscl.training.launch import train as run; run()",
     "as the command starts": "from affscl.training.launch import train as run; run()",
 }
 
 
 def one(code, neighbours):
-    """Seconds of the whole process, and the last line of its table."""
+    """Seconds of the whole process, and the mAP of its last epoch."""
     seconds, said = process_seconds([sys.executable, "-c", code, "tiny", "--device", "cpu", "--out", "run"], neighbours)
-    return seconds, said.strip().splitlines()[-1]
+    last = next(line for line in said.splitlines() if line.startswith("last, epoch"))
+    return seconds, float(last.split()[-4])
 
 
 def main():
@@ -35,10 +39,9 @@ def main():
     for number in range(rounds + 1):
         for neighbours in (0, 1):
             for way, code in WAYS.items():
-                seconds, last = one(code, neighbours)
-                print(f"{way}, {neighbours} busy: {seconds:.1f} s, {last}", flush=True)
+                seconds, score = one(code, neighbours)
+                print(f"{way}, {neighbours} busy: {seconds:.1f} s, mAP {score}", flush=True)
                 if number:
-                    score = float(last.split()[-4])
                     line = {
                         "way": way,
                         "neighbours": neighbours,

@@ -11,6 +11,7 @@ import warnings
 from collections import namedtuple
 
 import numpy as np
+import psutil
 import pytest
 
 from affscl.training import launch
@@ -188,11 +189,14 @@ def test_a_number_of_threads_that_is_set_stays(monkeypatch, name):
 
 def test_who_spins_is_seen():
     own = launch.own_processors()
+    before = launch.spent_by_programs(own)
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in own]
     try:
         time.sleep(0.5)
-        assert launch.busy_processors(own) >= 0.8 * len(own)
-        assert launch.busy_processors(own[:1]) == 1
+        theirs = sum(psutil.Process(process.pid).cpu_times().user for process in spinning)
+        spent = launch.spent_by_programs(own) - before
+        assert theirs > 0.1 and spent > theirs - 0.02 * len(own)  # clocks tick a hundred times a second
+        assert sum(launch.spent_by_programs([i]) for i in own) == pytest.approx(launch.spent_by_programs(own), abs=1)
     finally:
         for process in spinning:
             process.kill()

@@ -27,12 +27,8 @@ from affscl.training.loop import epoch_features, prepare
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "results" / "links_right.csv"
 
 
-def counted(labels, camids, pids, features, colours, weight):
-    """How many links there are and how many are right, if colours count with this weight; None: they alone."""
-    numbers = np.unique(camids, return_inverse=True)[1]
-    cluster, camera, ours = camera_parts(features, labels, numbers)
-    theirs = camera_parts(colours, labels, numbers)[2]
-    person = [np.bincount(pids[(labels == a) & (numbers == c)]).argmax() for a, c in zip(cluster, camera)]
+def counted(person, camera, ours, theirs, weight):
+    """How many links of parts there are and how many are right, if colours count with this weight; None: they alone."""
     links = right = 0
     for a, b in combinations(np.unique(camera), 2):
         x, y = np.flatnonzero(camera == a), np.flatnonzero(camera == b)
@@ -49,7 +45,7 @@ def measure(name, config, run):
     """A line for each weight of colours, and one for colours alone."""
     job = prepare(config, config.weights)
     if run:
-        job.model.load_state_dict(load_model(run).state_dict(), strict=False)
+        job.model.load_state_dict(load_model(run).state_dict())
     samples, features = job.train.samples, epoch_features(job, config, 0)
     pids, camids = (np.array([getattr(sample, key) for sample in samples]) for key in ("pid", "camid"))
     labeller = make_labeller(replace(config, camera_links=0.0, link_colours=0.0), samples)
@@ -57,12 +53,18 @@ def measure(name, config, run):
     mapped = camera_map(features, torch.from_numpy(camids))
     labels = labeller(mapped, 1)
     colours = ColourView(job.train)(labels)
-    agree = halves_agree(mapped, colours, labels, camids.tolist())
+    numbers = np.unique(camids, return_inverse=True)[1]
+    cluster, camera, ours = camera_parts(mapped, labels, numbers)
+    theirs = camera_parts(colours, labels, numbers)[2]
+    person = [np.bincount(pids[(labels == a) & (numbers == c)]).argmax() for a, c in zip(cluster, camera)]
+    agree = [round(share, 4) for share in halves_agree(mapped, colours, labels, camids.tolist())]
     about = {"data": name, "trained": "yes" if run else "no", "clusters": int(labels.max()) + 1}
     return [
-        about | {"weight": weight, "agree": round(share, 4)} | counted(labels, camids, pids, mapped, colours, weight)
-        for weight, share in zip(WEIGHTS, agree)
-    ] + [about | {"weight": "colours alone", "agree": ""} | counted(labels, camids, pids, mapped, colours, None)]
+        about
+        | {"weight": "colours alone" if weight is None else weight, "agree": share}
+        | counted(person, camera, ours, theirs, weight)
+        for weight, share in zip([*WEIGHTS, None], [*agree, ""])
+    ]
 
 
 def main():

@@ -57,7 +57,8 @@ def linked(
     """The labels, and from the epoch `links_from` on, links between cameras (chapter 23)."""
     if not options.camera_links or epoch < options.links_from:
         return labels.astype(np.int64)
-    other, weight = view(labels) if view and labels.max(initial=-1) >= 0 else None, options.link_colours
+    weight = options.link_colours
+    other = view(labels) if view and labels.max(initial=-1) >= 0 else None
     if other is not None and weight == AUTO:
         weight = WEIGHTS[int(halves_agree(features, other, labels, camids).argmax())]
         if chosen is not None:

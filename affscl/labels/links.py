@@ -131,11 +131,9 @@ def halved(
 ) -> np.ndarray:  # (n,) 2k: of the first half of cluster k's crops in a camera, 2k + 1: of the second; -1: left out
     """The two halves of each part, in the order of the crops. A part of one crop has none."""
     part = labels * (camids.max(initial=0) + 1) + camids
-    order = np.argsort(part, kind="stable")
-    _, first, size = np.unique(part[order], return_index=True, return_counts=True)
-    place = np.empty(len(part), int)
-    place[order] = np.arange(len(part)) - np.repeat(first, size)
-    size = size[np.unique(part, return_inverse=True)[1]]
+    _, which, sizes = np.unique(part, return_inverse=True, return_counts=True)
+    place, size = np.empty(len(part), int), sizes[which]
+    place[np.argsort(part, kind="stable")] = np.concatenate([np.arange(n) for n in sizes])
     return np.where((labels < 0) | (size < 2), -1, 2 * labels + (place >= size // 2))
 
 

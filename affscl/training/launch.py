@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'NUMBER', 'LOOKS', 'THREADS', 'MEMORY', 'COMMANDS', 'Lasting', 'lasting_output', 'error_message', 'guarded',
-           'quietly', 'own_processors', 'busy_processors', 'set_policies', 'answered', 'start', 'train', 'evaluate',
-           'search', 'report', 'clusters', 'export', 'ablate', 'bench', 'cache']
+           'quietly', 'own_processors', 'spent_by_programs', 'busy_processors', 'leave_busy', 'set_policies',
+           'answered', 'start', 'train', 'evaluate', 'search', 'report', 'clusters', 'export', 'ablate', 'bench',
+           'cache']
 
 # %% ../../nbs/57_launch.ipynb #155cce62
 import ctypes
@@ -172,24 +173,45 @@ def own_processors() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def spent_by_programs(
+    processors: Sequence[int],  # their numbers
+) -> float:  # seconds of all of them
+    """The time that programs have had since the machine started."""
+    clocks = psutil.cpu_times(percpu=True)
+    return sum(clocks[i].user + getattr(clocks[i], "nice", 0) for i in processors if i < len(clocks))
+
+
 LOOKS = 0.2, 0.8  # seconds; the second look is for who was busy in the first one
 
 
 def busy_processors(
     processors: Sequence[int],  # their numbers
-    looks: Sequence[float] = LOOKS,
 ) -> int:  # 0 to len(processors)
     """How many of these processors other programs keep busy, while this one sleeps; the least of all looks."""
     taken = len(processors)
-    for seconds in looks:
-        before = [times.user + getattr(times, "nice", 0) for times in psutil.cpu_times(percpu=True)]
+    for seconds in LOOKS:
+        before = spent_by_programs(processors)
         time.sleep(seconds)
-        after = [times.user + getattr(times, "nice", 0) for times in psutil.cpu_times(percpu=True)]
-        spent = sum(after[i] - before[i] for i in processors if i < len(before))
-        taken = min(taken, round(spent / seconds))
+        taken = min(taken, round((spent_by_programs(processors) - before) / seconds))
         if not taken:
             break
     return taken
+
+
+def leave_busy(
+    environ: MutableMapping[str, str],  # of this process
+) -> str:  # what to tell the user; mostly empty
+    """As many threads as there are processors that nobody keeps busy, unless the user gave a number."""
+    if NUMBER in environ or "MKL_NUM_THREADS" in environ:
+        return ""
+    processors = own_processors()
+    threads = min(len(processors), psutil.cpu_count(logical=False) or len(processors))
+    taken = busy_processors(processors) if threads > 1 else 0
+    if not taken:
+        return ""
+    environ[NUMBER] = str(max(1, threads - taken))
+    told = f"others keep {taken} of {len(processors)} processors busy: computing with {environ[NUMBER]} of {threads}"
+    return f"{told} threads ({NUMBER}={threads} would take all)"
 
 # %% ../../nbs/57_launch.ipynb #a30d2d1c
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads sleep instead of spinning
@@ -210,16 +232,7 @@ def set_policies(
         libc = ctypes.CDLL(None)
         for option, size in MEMORY.items():
             libc.mallopt(option, size)
-    if NUMBER in environ or "MKL_NUM_THREADS" in environ:
-        return ""
-    processors = own_processors()
-    threads = min(len(processors), psutil.cpu_count(logical=False) or len(processors))
-    taken = busy_processors(processors) if threads > 1 else 0
-    if not taken:
-        return ""
-    environ[NUMBER] = str(max(1, threads - taken))
-    told = f"others keep {taken} of {len(processors)} processors busy: computing with {environ[NUMBER]} of {threads}"
-    return f"{told} threads ({NUMBER}={threads} would take all)"
+    return leave_busy(environ)
 
 # %% ../../nbs/57_launch.ipynb #783e6a10
 COMMANDS = {
